@@ -1,1 +1,297 @@
-def main() -> None: ...
+"""The command line: parses, wires, and imports what a subcommand needs when it is called."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from pipeline import arguments
+from pipeline import settings as config
+from pipeline.clock import SystemClock
+from pipeline.errors import MegawatchError, Refuse, Retry
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from agents.source import Source
+    from pipeline.owner import Output, Run
+    from pipeline.store import Store
+
+_log: Final = logging.getLogger("megawatch")
+_DEFAULT_DATA: Final = "data"
+
+Body = Callable[[argparse.Namespace, Settings], int]
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+def _up(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline import up
+    from pipeline.owner import is_owned
+    from pipeline.store import open_store
+
+    data = Path(args.data or settings.clickhouse.data or _DEFAULT_DATA).resolve()
+    if is_owned(data):
+        raise Refuse(
+            f"{data} is in use by another megawatch: stop it first, or choose a new folder"
+        )
+    settings = _embedded(settings, data)
+    if args.listen:
+        settings = _replace(settings, "agent", listen=args.listen)
+    source = _source(args, settings)
+    stop = _stop_on_signals()
+    store = open_store(settings.clickhouse)
+    try:
+        options = up.Options(data, args.duration, args.json)
+        return up.run(
+            settings, source, store, options, _inside(settings, store), stop, SystemClock()
+        )
+    finally:
+        source.close()
+        store.close()
+
+
+def _agent(args: argparse.Namespace, settings: Settings) -> int:
+    from agents import agent
+    from pipeline.kafka import Producer
+
+    if not settings.kafka.bootstrap:
+        raise Refuse("no broker: set [kafka] bootstrap, or MEGAWATCH_KAFKA__BOOTSTRAP=host:9092")
+    if args.listen:
+        settings = _replace(settings, "agent", listen=args.listen)
+    if args.spool:
+        settings = _replace(settings, "agent", spool=args.spool)
+    name = f"megawatch-agent-{settings.site.hostname}"
+    source = _source(args, settings)
+    return agent.run(
+        settings, source, lambda: Producer(settings.kafka, name), _stop_on_signals(), SystemClock()
+    )
+
+
+def _pipeline(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline.run import run
+
+    if not settings.kafka.bootstrap:
+        raise Refuse("no broker: set [kafka] bootstrap, or MEGAWATCH_KAFKA__BOOTSTRAP=host:9092")
+    settings = _stored(args, settings)
+    return run(settings, _inside, _stop_on_signals(), SystemClock())
+
+
+def _restore(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline.store import Store
+
+    data = Path(args.data or settings.clickhouse.data or _DEFAULT_DATA).resolve()
+    source = Path(args.source).resolve()
+    if not source.exists():
+        raise Refuse(f"there is no backup at {source}")
+    if (data / "store").exists():
+        raise Refuse(f"{data} holds a store already: restore into a new folder")
+    store = Store(_embedded(settings, data).clickhouse)
+    try:
+        store.restore(source)
+        store.migrate()
+    except Retry as error:
+        store.close()
+        shutil.rmtree(data / "store")
+        raise Refuse(f"{source} cannot be restored: {error}") from error
+    finally:
+        store.close()
+    print(f"restored {source} into {data}", file=sys.stderr)
+    return 0
+
+
+def _topics(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline.kafka import create_topics
+
+    if not settings.kafka.bootstrap:
+        raise Refuse("no broker: set [kafka] bootstrap, or MEGAWATCH_KAFKA__BOOTSTRAP=host:9092")
+    try:
+        found = create_topics(settings.kafka)
+    except Retry as error:  # nobody waits here for a broker that comes up later
+        raise Refuse(str(error)) from error
+    for topic in found:
+        print(f"{topic.topic}: {topic.state}", *topic.differences, file=sys.stderr)
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(found)))
+    return 0
+
+
+def _schema(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline import schema
+
+    if args.cluster:
+        texts = schema.cluster_statements(settings.clickhouse, args.cluster)
+    else:
+        texts = [s.sql for s in schema.statements("server", settings.clickhouse)]
+    print(";\n\n".join(text.rstrip() for text in texts) + ";")
+    return 0
+
+
+def _decode(args: argparse.Namespace, _: Settings) -> int:
+    from pipeline.show import show
+
+    for name in args.file:
+        raw = sys.stdin.buffer.read() if name == "-" else _read(Path(name))
+        print(show(raw))
+    return 0
+
+
+def _doctor(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline.doctor import examine
+
+    return examine(settings, args.json)
+
+
+def _bench(args: argparse.Namespace, settings: Settings) -> int:
+    import importlib
+
+    module = importlib.import_module(f"pipeline.bench.{args.what}")
+    body: Callable[[argparse.Namespace, Settings], int] = module.run
+    return body(args, settings)
+
+
+_STORE_COMMANDS: Final = ("sql", "power", "status", "import", "deadletters", "backup", "migrate")
+
+
+def _on_store(args: argparse.Namespace, settings: Settings) -> int:
+    """A command that works on a store: inside its owner if it has one, else by opening it."""
+    from pipeline.owner import forward
+    from pipeline.store import open_store
+
+    settings = _stored(args, settings)
+    if settings.clickhouse.data:
+        data = Path(settings.clickhouse.data)
+        if args.command not in ("import", "migrate") and not (data / "store").exists():
+            raise Refuse(
+                f"no store in {data}: start one with `megawatch up --data {args.data or data}`"
+            )
+        code = forward(data, sys.argv[1:])
+        if code is not None:
+            return code
+    store = open_store(settings.clickhouse)
+    try:
+        return _inside(settings, store)(sys.argv[1:], Path.cwd(), sys.stdout, sys.stderr)
+    finally:
+        store.close()
+
+
+# -- wiring -------------------------------------------------------------------------------------
+
+
+def _inside(settings: Settings, store: "Store") -> "Run":
+    """How a command line runs on an open store, for its owner or for somebody else."""
+    from pipeline import commands
+
+    def run(argv: Sequence[str], cwd: Path, out: "Output", err: "Output") -> int:
+        mine = store.another()
+        try:
+            args = arguments.parser().parse_args(argv)
+            body = getattr(commands, "import_" if args.command == "import" else args.command)
+            context = commands.Context(mine, settings, SystemClock(), cwd, out, err)
+            code: int = body(args, context)
+        except MegawatchError as error:
+            print(f"megawatch: {error}", file=err)
+            return _status_of(error)
+        finally:
+            mine.close()
+        return code
+
+    return run
+
+
+def _source(args: argparse.Namespace, settings: Settings) -> "Source":
+    """The source that was asked for; without a word: NVML if there is a driver, else a simulation."""
+    from agents import sources
+
+    kind = args.source or ("simulator" if args.simulate else settings.agent.source)
+    if args.replay:
+        kind = "replay"
+    if args.command == "up" and not args.source and kind == "nvml" and not sources.has_driver():
+        kind = "simulator"
+    wanted = sources.Wanted(
+        kind=kind, nodes=args.simulate or sources.DEMO_NODES, files=tuple(args.replay or ()),
+        speed=args.speed, loop=args.loop, seed=args.seed, rename=tuple(args.map),
+        constants=tuple(args.set), ignore_extra=args.ignore_extra,
+    )  # fmt: skip
+    return sources.open_source(wanted, settings)
+
+
+def _stored(args: argparse.Namespace, settings: Settings) -> Settings:
+    """Settings with the store that the arguments name."""
+    if args.store and args.data:
+        raise Refuse("give either --data FOLDER or --store URL, not both")
+    if args.store:
+        return _replace(settings, "clickhouse", url=args.store, data="")
+    if settings.clickhouse.url and not args.data:
+        return settings
+    data = Path(args.data or settings.clickhouse.data or _DEFAULT_DATA).resolve()
+    return _embedded(settings, data)
+
+
+def _embedded(settings: Settings, data: Path) -> Settings:
+    settings = _replace(settings, "clickhouse", data=str(data), url="")
+    return _replace(settings, "agent", spool=str(data / "spool"))
+
+
+def _replace(settings: Settings, section: str, **changes: object) -> Settings:
+    changed = msgspec.structs.replace(getattr(settings, section), **changes)
+    return msgspec.structs.replace(settings, **{section: changed})
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refuse(f"cannot read {path}: {error.strerror}") from error
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _status_of(error: MegawatchError) -> int:
+    return 2 if isinstance(error, Refuse) else 1
+
+
+def main() -> None:
+    """Run a command; exits 2 with one sentence for what the user can mend, 1 for the rest."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    try:
+        args = arguments.parser().parse_args()
+        logging.basicConfig(
+            level=logging.INFO if args.verbose else logging.WARNING,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        if not args.verbose:
+            # The client calls every reconnection an error; what matters reaches us as exceptions.
+            logging.getLogger("kafka").setLevel(logging.CRITICAL)
+        settings = config.load(Path(args.config) if args.config else None)
+        body: Body = _on_store if args.command in _STORE_COMMANDS else globals()[f"_{args.command}"]
+        return body(args, settings)
+    except MegawatchError as error:
+        print(f"megawatch: {error}", file=sys.stderr)
+        return _status_of(error)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    main()

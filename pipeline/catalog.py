@@ -15,6 +15,7 @@ Kind = Literal["gauge", "delta", "state", "counter"]
 Cadence = Literal["fast", "slow", "slice"]
 Storage = Literal["u1", "u2", "u4", "u8", "i2", "i4"]
 Rollup = Literal["power_seconds", "tenant_minutes", "gpu_minutes"]
+Like = Literal["", "power_w", "-temp_gpu_c", "power_w*dt_ms", "nvlink_tx_mib"]
 
 WIDTH: Final[dict[Storage, int]] = {"u1": 1, "u2": 2, "u4": 4, "u8": 8, "i2": 2, "i4": 4}
 ARRAY_CODE: Final[dict[Storage, str]] = {
@@ -42,6 +43,7 @@ class Metric:
     (bitmask or enumeration), counter (cumulative for the life of a driver or a board).
     nvml: where it is read; FI = nvmlDeviceGetFieldValues field id, GPM = GPM metric id.
     dcgm, dcgm49: dcgm-exporter's name up to 4.8 and from 4.9.
+    like: what predicts it; on the wire it travels as the difference, where that pays.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Metric:
     dcgm: Dcgm | None = None
     dcgm49: Dcgm | None = None
     rollups: tuple[Rollup, ...] = ()
+    like: Like = ""
 
     @property
     def scale(self) -> int:
@@ -72,7 +75,10 @@ class Metric:
         return tail if tail in UNITS else ""
 
 
-UNITS: Final = ("w", "j", "c", "pct", "mhz", "mib", "kib", "ms")
+UNITS: Final = {
+    "w": "W", "j": "J", "c": "°C", "pct": "%", "mhz": "MHz", "mib": "MiB", "ms": "ms",
+}  # fmt: skip
+"""Last word of a metric's name, and its symbol."""
 
 _MINUTES: Final[tuple[Rollup, ...]] = ("tenant_minutes", "gpu_minutes")
 _ALL: Final[tuple[Rollup, ...]] = ("power_seconds", *_MINUTES)
@@ -95,16 +101,16 @@ FAST: Final[tuple[Metric, ...]] = (
     Metric("power_w", "gauge", "fast", "i4", 1, "Power of the GPU, average over 1 s", "FI 185 scope 0",
            *_dev("DEV_POWER_USAGE", "DEV_BOARD_POWER_WATTS"), rollups=_ALL),
     Metric("power_instant_w", "gauge", "fast", "i4", 1, "Power of the GPU at this instant", "FI 186 scope 0",
-           *_dev("DEV_POWER_USAGE_INSTANT", "DEV_BOARD_POWER_RAW_WATTS")),
+           *_dev("DEV_POWER_USAGE_INSTANT", "DEV_BOARD_POWER_RAW_WATTS"), like="power_w"),
     Metric("module_power_w", "gauge", "fast", "i4", 1, "Power of the module (Grace and GPU)", "FI 185 scope 1",
            *_same("DEV_MODULE_POWER_UTIL_CURRENT")),
-    Metric("energy_j", "delta", "fast", "u4", 3, "Energy since the previous tick", "FI 83", rollups=_ALL),
+    Metric("energy_j", "delta", "fast", "u4", 3, "Energy since the previous tick", "FI 83", rollups=_ALL, like="power_w*dt_ms"),
     Metric("temp_gpu_c", "gauge", "fast", "i2", 0, "Temperature of the GPU", "nvmlDeviceGetTemperatureV",
            *_dev("DEV_GPU_TEMP", "DEV_GPU_TEMP_CELSIUS"), rollups=_MINUTES),
     Metric("temp_mem_c", "gauge", "fast", "i2", 0, "Temperature of the memory", "FI 82",
            *_dev("DEV_MEMORY_TEMP", "DEV_MEMORY_TEMP_CELSIUS")),
     Metric("temp_margin_c", "gauge", "fast", "i2", 0, "Distance to the nearest slowdown temperature",
-           "nvmlDeviceGetMarginTemperature", *_dev("DEV_GPU_TEMP_LIMIT", "DEV_GPU_TEMP_MARGIN_CELSIUS")),
+           "nvmlDeviceGetMarginTemperature", *_dev("DEV_GPU_TEMP_LIMIT", "DEV_GPU_TEMP_MARGIN_CELSIUS"), like="-temp_gpu_c"),
     Metric("util_gpu_pct", "gauge", "fast", "u1", 0, "Time with at least one kernel running",
            "nvmlDeviceGetUtilizationRates", *_dev("DEV_GPU_UTIL", "DEV_GPU_UTIL_RATIO", 1, 100), rollups=_MINUTES),
     Metric("util_mem_pct", "gauge", "fast", "u1", 0, "Time with memory being read or written",
@@ -136,10 +142,10 @@ FAST: Final[tuple[Metric, ...]] = (
            *_same("DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN_NS", _NS), rollups=_MINUTES),
     Metric("throttle_power_brake_ms", "delta", "fast", "u4", 0, "Time slowed by the external power brake", "FI 271",
            *_same("DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN_NS", _NS), rollups=_MINUTES),
-    Metric("pcie_tx_kib", "delta", "fast", "u4", 0, "Sent over PCIe", "FI 197"),
-    Metric("pcie_rx_kib", "delta", "fast", "u4", 0, "Received over PCIe", "FI 198"),
-    Metric("nvlink_tx_kib", "delta", "fast", "u4", 0, "Sent over all NVLinks", "FI 138 scope 0xffffffff"),
-    Metric("nvlink_rx_kib", "delta", "fast", "u4", 0, "Received over all NVLinks", "FI 139 scope 0xffffffff"),
+    Metric("pcie_tx_mib", "delta", "fast", "u4", 0, "Sent over PCIe", "FI 197"),
+    Metric("pcie_rx_mib", "delta", "fast", "u4", 0, "Received over PCIe", "FI 198"),
+    Metric("nvlink_tx_mib", "delta", "fast", "u4", 0, "Sent over all NVLinks", "FI 138 scope 0xffffffff"),
+    Metric("nvlink_rx_mib", "delta", "fast", "u4", 0, "Received over all NVLinks", "FI 139 scope 0xffffffff", like="nvlink_tx_mib"),
 )
 
 SLOW: Final[tuple[Metric, ...]] = (

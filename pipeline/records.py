@@ -5,7 +5,7 @@ These are small and rare, so they travel as JSON, one record a message; samples 
 """
 
 import hashlib
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -27,6 +27,14 @@ ENERGY_NONE: Final = 0
 ENERGY_COUNTER: Final = 1
 ENERGY_TRAPEZOID: Final = 2
 
+# What fits its column; a record beyond it is rejected when it is read.
+TimeMs = Annotated[int, msgspec.Meta(ge=0, le=4_102_444_800_000)]
+"""Milliseconds since 1970, until 2100."""
+Index = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Code = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Watts = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+
 MeterKind = Literal["node", "rack", "pdu", "row", "hall", "site"]
 
 
@@ -43,13 +51,13 @@ def id64(scope: str, key: str = "") -> int:
 class Gpu(msgspec.Struct, frozen=True):
     """One GPU as its node knows it; `index` is NVML's, which is not CUDA's."""
 
-    index: int
+    index: Index
     uuid: str
     model: str = ""
     serial: str = ""
     pci_bus_id: str = ""
     vbios: str = ""
-    memory_mib: int = 0
+    memory_mib: Count = 0
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +69,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
 
     site: str
     node: str
-    from_ms: int
-    until_ms: int | None = None
+    from_ms: TimeMs
+    until_ms: TimeMs | None = None
     hall: str = ""
     row: str = ""
     rack: str = ""
@@ -90,12 +98,12 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     tenant: str
     node: str
-    from_ms: int
-    until_ms: int | None = None
+    from_ms: TimeMs
+    until_ms: TimeMs | None = None
     workload: str = ""
     account: str = ""
-    gpus: tuple[int, ...] = ()
-    asserted_at_ms: int = 0
+    gpus: tuple[Index, ...] = ()
+    asserted_at_ms: TimeMs = 0
 
 
 class MeterReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +112,8 @@ class MeterReading(msgspec.Struct, frozen=True, kw_only=True):
     site: str
     meter: str
     kind: MeterKind
-    ts_ms: int
-    watts: float
+    ts_ms: TimeMs
+    watts: Watts
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,11 +124,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     site: str
     node: str
-    ts_ms: int
+    ts_ms: TimeMs
     kind: str
     uuid: str = ""
-    code: int = 0
-    count: int = 1
+    code: Code = 0
+    count: Count = 1
     detail: str = ""
 
 

@@ -64,6 +64,7 @@ class Kafka(_Section, frozen=True):
     topic_prefix: str = "megawatch."
     group: str = "megawatch"
     replication: int = 3
+    lane_partitions: int = 1
     security_protocol: str = "PLAINTEXT"
     ssl_cafile: str = ""
     ssl_certfile: str = ""

@@ -14,10 +14,14 @@ _DAY_MS: Final = 24 * _HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic without the configured prefix; `record` is None where columns travel (wire.py)."""
+    """A topic without the configured prefix; `record` is None where columns travel (wire.py).
+
+    `partitions` is None for the lanes, whose number is configured: samples and backfill have
+    equally many, so that the same reader gets the same node's messages of both.
+    """
 
     name: str
-    partitions: int
+    partitions: int | None
     retention_ms: int
     compacted: bool
     record: type[Record] | None
@@ -44,8 +48,10 @@ DEADLETTERS: Final = "deadletters"
 TOPICS: Final[dict[str, Topic]] = {
     t.name: t
     for t in (
-        Topic(SAMPLES, 3, 2 * _DAY_MS, False, None, "ticks younger than 60 s, always first"),
-        Topic(BACKFILL, 3, 7 * _DAY_MS, False, None, "ticks that waited in a spool, rate limited"),
+        Topic(SAMPLES, None, 2 * _DAY_MS, False, None, "ticks younger than 60 s, always first"),
+        Topic(
+            BACKFILL, None, 7 * _DAY_MS, False, None, "ticks that waited in a spool, rate limited"
+        ),
         Topic(INVENTORY, 1, 0, True, Inventory, "nodes, their GPUs and wire layouts; key = node"),
         Topic(ALLOCATIONS, 1, 30 * _DAY_MS, False, Allocation, "who holds which GPUs, and when"),
         Topic(METERS, 1, 7 * _DAY_MS, False, MeterReading, "power meters of nodes, halls, sites"),

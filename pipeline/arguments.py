@@ -1,0 +1,181 @@
+"""The command line's grammar: every command, its arguments, and an example of its use."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+from pipeline.errors import Refuse
+
+Parser = argparse.ArgumentParser
+_BACK: Final = re.compile(r"-\d+[smhd]")
+
+
+class _Parser(Parser):
+    """Says what is wrong in one sentence, and leaves the exit to the front door."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As ever, but `--from -24h` is a time and not an option."""
+        return super().parse_known_args(_joined(sys.argv[1:] if args is None else args), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Refuse."""
+        raise Refuse(f"{message} (see `{self.prog} --help`)")
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    out: list[str] = []
+    for argument in arguments:
+        if out and out[-1] in ("--from", "--to") and _BACK.fullmatch(argument):
+            out[-1] += f"={argument}"
+        else:
+            out.append(argument)
+    return out
+
+
+Command = Callable[..., Parser]
+
+
+def parser() -> Parser:
+    """The whole grammar."""
+    made = _Parser(
+        prog="megawatch",
+        description="Power, health and use of every GPU of a site.",
+        epilog="example: megawatch up --simulate 4 --duration 60",
+    )
+    made.add_argument("--config", metavar="FILE", help="TOML file; keys in megawatch.example.toml")
+    made.add_argument("--verbose", action="store_true", help="say more on standard error")
+    commands = made.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(
+        name: str, text: str, example: str, *, stored: bool = False, as_json: bool = True
+    ) -> Parser:
+        one = commands.add_parser(
+            name, help=text, description=text, epilog=f"example: megawatch {example}"
+        )
+        if stored:
+            one.add_argument("--data", metavar="D", help="folder of the embedded store (data)")
+            one.add_argument(
+                "--store", metavar="URL", help="a ClickHouse server, http(s)://host:port"
+            )
+        if as_json:
+            one.add_argument("--json", action="store_true", help="JSON as the last line")
+        return one
+
+    _add_running(command)
+    _add_asking(command)
+    _add_keeping(command)
+    return made
+
+
+def _add_running(command: Command) -> None:
+    """What runs until it is stopped."""
+    up = command("up", "everything in one process", "up --simulate 4")
+    up.add_argument("--data", metavar="D", help="folder for store and spool (data)")
+    up.add_argument("--duration", type=float, metavar="S", help="end after so many seconds")
+    _add_source(up)
+    agent = command(
+        "agent", "sample this node and ship it to Kafka", "agent --source nvml", as_json=False
+    )
+    agent.add_argument("--spool", metavar="DIR", help="folder of the spool")
+    _add_source(agent)
+    command(
+        "pipeline", "Kafka to ClickHouse", "pipeline --store http://localhost:8123",
+        stored=True, as_json=False,
+    )  # fmt: skip
+    bench = command("bench", "measure this machine", "bench ingest --quick")
+    bench.add_argument("what", choices=("ingest", "agent"))
+    bench.add_argument("--quick", action="store_true", help="at most a minute")
+
+
+def _add_asking(command: Command) -> None:
+    """What answers a question."""
+    power = command(
+        "power", "watts by step, with coverage", "power --from -1h --step 1m", stored=True
+    )
+    power.add_argument("--site", metavar="S")
+    power.add_argument("--from", dest="since", metavar="T", help="ISO 8601, epoch ms, or -24h")
+    power.add_argument("--to", dest="until", metavar="T")
+    power.add_argument("--step", choices=("1s", "1m", "15m", "1h"), default="1m")
+    power.add_argument("--by", choices=("site", "tenant"), default="site")
+    sql = command(
+        "sql", "the operator's own query, read-only", 'sql "SELECT count() FROM gpu_samples"',
+        stored=True, as_json=False,
+    )  # fmt: skip
+    sql.add_argument("query")
+    sql.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    command("status", "what the store holds and how fresh it is", "status", stored=True)
+    command("doctor", "what works here, and what to do about the rest", "doctor")
+    schema = command("schema", "the tables as SQL", "schema --cluster main", as_json=False)
+    schema.add_argument("--cluster", metavar="NAME")
+    decode = command("decode", "a message taken apart", "decode message.bin", as_json=False)
+    decode.add_argument("file", nargs="+", metavar="FILE")
+
+
+def _add_keeping(command: Command) -> None:
+    """What changes a store or a broker."""
+    imported = command(
+        "import", "recorded history, at full speed",
+        "import samples log.csv --map ts=timestamp --set node=n1", stored=True,
+    )  # fmt: skip
+    imported.add_argument("what", choices=("samples", "meters", "allocations", "inventory"))
+    imported.add_argument("files", nargs="+", metavar="FILE")
+    _add_columns(imported)
+    imported.add_argument(
+        "--format", default="auto", choices=("auto", "csv", "parquet", "nvidia-smi")
+    )
+    imported.add_argument("--keep-good", action="store_true", help="leave bad rows out, count them")
+    imported.add_argument("--zone", metavar="Z", help="of times that name none: Europe/Berlin")
+    letters = command("deadletters", "what could not be read", "deadletters list", stored=True)
+    letters.add_argument("action", choices=("list", "replay"))
+    letters.add_argument("--limit", type=int, default=100)
+    topics = command("topics", "the Kafka topics", "topics create")
+    topics.add_argument("action", choices=("create",))
+    command(
+        "migrate", "bring the schema up to date", "migrate --store http://localhost:8123",
+        stored=True,
+    )  # fmt: skip
+    backup = command(
+        "backup", "a copy of the embedded store", "backup monday.tar.gz", stored=True, as_json=False
+    )
+    backup.add_argument("to", metavar="TO", help="a folder, .tar or .tar.gz that is not there yet")
+    restore = command(
+        "restore", "an embedded store from a backup", "restore monday.tar.gz --data new",
+        as_json=False,
+    )  # fmt: skip
+    restore.add_argument("source", metavar="FROM")
+    restore.add_argument("--data", metavar="D", help="folder that has no store yet")
+
+
+def _add_source(to: Parser) -> None:
+    to.add_argument("--source", choices=("nvml", "simulator", "replay", "dcgm"))
+    to.add_argument("--simulate", type=_positive, metavar="N", help="N nodes of 8 GPUs")
+    to.add_argument("--seed", type=int, default=1, help="of the simulation")
+    to.add_argument("--replay", action="append", metavar="FILE", help="a recorded log")
+    to.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the replay")
+    to.add_argument("--loop", action="store_true", help="replay for ever")
+    to.add_argument("--listen", metavar="HOST:PORT", help="where /metrics is served")
+    _add_columns(to)
+
+
+def _add_columns(to: Parser) -> None:
+    to.add_argument(
+        "--map", action="append", default=[], metavar="OURS=THEIRS",
+        help="our name of a column of theirs",
+    )  # fmt: skip
+    to.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a value for every row"
+    )
+    to.add_argument(
+        "--ignore-extra", action="store_true", help="leave out columns that have no name here"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of nodes")
+    return number

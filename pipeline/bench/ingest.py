@@ -1,0 +1,281 @@
+"""`megawatch bench ingest`: a real broker, a real pipeline process, thousands of simulated agents.
+
+Three phases. Live: every node at 1 Hz, for as long as asked. Drain: a preloaded topic, as fast as
+it goes. Proof: what the store holds against what the broker acknowledged. Processor time is that of
+the pipeline process alone, merges included, by /proc; the broker and the fleet share the machine
+with it, so that rows/s depend on the machine and CPU-s per million rows much less.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from deploy.broker import Broker
+from pipeline.bench.fleet import SITE
+from pipeline.errors import Refuse
+from pipeline.kafka import create_topics
+from pipeline.records import id64
+from pipeline.settings import ClickHouse, Kafka, Settings
+from pipeline.store import Store
+
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything."""
+
+    nodes: int
+    live_s: int
+    drain_s: int  # of the whole fleet's ticks, preloaded
+
+
+FULL: Final = Plan(nodes=27_500, live_s=60, drain_s=40)
+QUICK: Final = Plan(nodes=6_875, live_s=12, drain_s=24)
+_WAIT_S: Final = 120.0
+_SETTLE_S: Final = 5.0
+_LOOK_EVERY_S: Final = 1.0  # a look costs the pipeline some 30 ms of its own time
+
+
+def run(args: argparse.Namespace, _: Settings) -> int:
+    """Measure, clean up, print one line of JSON."""
+    plan = QUICK if args.quick else FULL
+    with tempfile.TemporaryDirectory(prefix="megawatch-bench-") as folder:
+        found = _measure(Path(folder), plan)
+    print(json.dumps(found))
+    return 0
+
+
+def _measure(folder: Path, plan: Plan) -> dict[str, object]:
+    _say("starting a broker")
+    with Broker.start(folder / "kafka") as broker:
+        kafka = Kafka(bootstrap=broker.bootstrap, replication=1)
+        create_topics(kafka)
+        environment = os.environ | {
+            "MEGAWATCH_KAFKA__BOOTSTRAP": broker.bootstrap,
+            "MEGAWATCH_PIPELINE__LISTEN": "127.0.0.1:0",
+        }
+        data = folder / "data"
+        with _pipeline(data, environment) as pipeline:
+            _say(f"live: {plan.nodes * 8:,} GPUs at 1 Hz for {plan.live_s} s")
+            live = _live(pipeline, data, broker.bootstrap, plan)
+        _say(f"preloading {plan.nodes * 8 * plan.drain_s:,} rows")
+        loaded = _fleet(broker.bootstrap, plan, "preload").wait()
+        with _pipeline(data, environment, settle_s=0) as pipeline:
+            _say("draining")
+            drained = _drain(pipeline, data, live.sent_rows + loaded.rows)
+        wire = sum(f.stat().st_size for f in (folder / "kafka").rglob("*samples-*/*.log"))
+        _say("proving: merging, counting")
+        proof = _prove(data, live.sent_rows + loaded.rows)
+        sent = live.sent_rows + loaded.rows
+        return {
+            "gpus": plan.nodes * 8,
+            "cpu_s_per_million_rows": round(drained.cpu_s / loaded.rows * 1e6, 3),
+            "rows_per_s": round(loaded.rows / drained.wall_s),
+            "live_rows_per_s": round(live.sent_rows / plan.live_s),
+            "live_cores": round(live.cores, 3),
+            "live_cpu_s_per_million_rows": round(live.cpu_s / live.sent_rows * 1e6, 3),
+            "live_fleet_late_s": live.fleet_late_s,
+            "freshness_p50_s": proof.pop("freshness_p50_s"),
+            "freshness_p99_s": proof.pop("freshness_p99_s"),
+            "bytes_per_row_wire": loaded.bytes_per_row,
+            "bytes_per_row_broker": round(wire / sent, 2),
+            "broker_cpu_s_per_million_rows": round(broker.cpu_s() / sent * 1e6, 3),
+            "rows": sent,
+        } | proof
+
+
+# -- processes ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _pipeline(
+    data: Path, environment: dict[str, str], settle_s: float = 5.0
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A real `megawatch pipeline`, ready, stopped by SIGTERM."""
+    command = [sys.executable, "-m", "megawatch", "pipeline", "--data", str(data)]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        _until((data / "megawatch.sock").exists, process, "the pipeline did not start")
+        time.sleep(settle_s)  # the group's first assignment takes its time
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", otherwise: str) -> None:
+    until_s = time.monotonic() + _WAIT_S
+    while not ready():
+        if process.poll() is not None or time.monotonic() > until_s:
+            raise Refuse(otherwise)
+        time.sleep(0.1)
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    rows: int
+    late_s: float
+    bytes_per_row: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    process: "subprocess.Popen[str]"
+
+    def wait(self) -> _Sent:
+        """What the broker acknowledged."""
+        out, _ = self.process.communicate(timeout=600)
+        found = json.loads(out.strip().splitlines()[-1])
+        if found["failed"]:
+            raise Refuse(f"the broker refused {found['failed']} messages: the result means nothing")
+        return _Sent(found["rows"], found["late_s"], found["bytes_per_row"])
+
+
+def _fleet(bootstrap: str, plan: Plan, mode: str) -> _Fleet:
+    seconds = plan.live_s if mode == "live" else plan.drain_s
+    command = [sys.executable, "-m", "pipeline.bench.fleet", bootstrap, str(plan.nodes),
+               str(seconds + 3), mode]  # fmt: skip
+    return _Fleet(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+
+
+# -- phases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    sent_rows: int
+    cores: float
+    cpu_s: float
+    fleet_late_s: float
+
+
+def _live(pipeline: "subprocess.Popen[bytes]", data: Path, bootstrap: str, plan: Plan) -> _Live:
+    fleet = _fleet(bootstrap, plan, "live")
+    before, begun_s = _cpu_s(pipeline.pid), time.monotonic()
+    sent = fleet.wait()
+    _drained(data, sent.rows)
+    gone_s = time.monotonic() - begun_s
+    cpu_s = _cpu_s(pipeline.pid) - before
+    return _Live(sent.rows, cpu_s / gone_s, cpu_s, sent.late_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drained:
+    wall_s: float
+    cpu_s: float
+
+
+def _drain(pipeline: "subprocess.Popen[bytes]", data: Path, rows: int) -> _Drained:
+    """From a ready process, before it has its partitions, to the last row; its CPU with merges."""
+    begun_s, before = time.monotonic(), _cpu_s(pipeline.pid)
+    _drained(data, rows)
+    wall_s = time.monotonic() - begun_s
+    time.sleep(_SETTLE_S)
+    return _Drained(wall_s, _cpu_s(pipeline.pid) - before)
+
+
+def _drained(data: Path, rows: int) -> None:
+    """Wait until the store has so many rows, asking its owner."""
+    until_s = time.monotonic() + _WAIT_S
+    found = -1
+    while found < rows:
+        if time.monotonic() > until_s:
+            raise Refuse(f"only {found:,} of {rows:,} rows arrived within {_WAIT_S:.0f} s")
+        time.sleep(_LOOK_EVERY_S)
+        found = int(_ask(data, "SELECT sum(rows) FROM power_seconds"))
+        _say(f"  {found:,} of {rows:,} rows", again=True)
+
+
+def _ask(data: Path, sql: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "megawatch",
+        "sql",
+        "--data",
+        str(data),
+        "--format",
+        "csv",
+        sql,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "0"
+
+
+def _prove(data: Path, sent: int) -> dict[str, object]:
+    """What is in the store, by SQL, after its merges."""
+    store = Store(ClickHouse(data=str(data)))
+    fresh = _stored_bytes(store)
+    for table in ("gpu_samples", "gpu_health", "power_seconds", "tenant_minutes"):
+        store.command(f"OPTIMIZE TABLE {table} FINAL")
+    merged = _stored_bytes(store)
+    count, distinct = store.query(
+        "SELECT count(), uniqExact(gpu, ts) FROM gpu_samples WHERE site = {site:UInt64}",
+        {"site": id64(SITE)},
+    ).rows[0]
+    ages = store.query(
+        # Of the oldest tick of every insert of the live lane: an upper bound for all its rows.
+        "SELECT quantilesExactWeighted(0.5, 0.99)"
+        "(toUnixTimestamp64Milli(at) - toUnixTimestamp64Milli(from_ts), rows)"
+        " FROM ingest_log WHERE kind = 'insert' AND rows > 0 AND topic = 'samples'"
+        " AND at < (SELECT min(at) + INTERVAL {live:UInt32} SECOND FROM ingest_log WHERE rows > 0)",
+        {"live": _live_seconds(store)},
+    ).rows[0][0]
+    energies = store.query(
+        "SELECT (SELECT sum(energy_j) FROM gpu_samples) = (SELECT sum(energy_j) FROM power_seconds)"
+        " AND (SELECT sum(energy_j) FROM gpu_samples) = (SELECT sum(energy_j) FROM tenant_minutes)"
+    ).rows[0][0]
+    store.close()
+    return {
+        "freshness_p50_s": round(ages[0] / 1000, 2),
+        "freshness_p99_s": round(ages[1] / 1000, 2),
+        "bytes_per_row_stored": round(merged / max(1, count), 2),
+        "bytes_per_row_stored_unmerged": round(fresh / max(1, count), 2),
+        "rows_lost": sent - distinct,
+        "rows_duplicated": count - distinct,
+        "energy_conserved": bool(energies),
+    }
+
+
+def _live_seconds(store: Store) -> int:
+    """Length of the first uninterrupted stretch of inserts: the live phase."""
+    ats = [row[0] for row in store.query(
+        "SELECT toUnixTimestamp(at) FROM ingest_log WHERE rows > 0 ORDER BY at"
+    ).rows]  # fmt: skip
+    for earlier, later in pairwise(ats):
+        if later - earlier > _SETTLE_S:
+            return int(earlier - ats[0]) + 1
+    return int(ats[-1] - ats[0]) + 1
+
+
+def _stored_bytes(store: Store) -> int:
+    found: int = store.query(
+        "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = currentDatabase()"
+    ).rows[0][0]
+    return found
+
+
+def _say(text: str, *, again: bool = False) -> None:
+    """Progress; a line that repeats is rewritten on a terminal and left out elsewhere."""
+    if again and not sys.stderr.isatty():
+        return
+    print(f"\r{text}\x1b[K" if again else f"bench: {text}", end="" if again else "\n",
+          file=sys.stderr, flush=True)  # fmt: skip

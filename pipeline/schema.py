@@ -1,0 +1,216 @@
+"""The tables: numbered SQL templates in migrations/, filled in from the catalogue, in three forms.
+
+Embedded (chDB: no TTL, a cap on disk instead), a single server, and a cluster, where each table is
+a ReplicatedMergeTree in the database `<name>_local` of every shard, with a Distributed table of the
+same name in front of it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from string import Template
+from typing import Final, Literal
+
+from pipeline.catalog import FAST, SLICE, SLOW, Metric, Rollup
+from pipeline.records import BAD_POWER, SHARED, UNALLOCATED
+from pipeline.settings import ClickHouse
+
+Form = Literal["embedded", "server", "cluster"]
+
+_INTEGER: Final = {
+    "u1": "UInt8", "u2": "UInt16", "u4": "UInt32", "u8": "UInt64", "i2": "Int16", "i4": "Int32",
+}  # fmt: skip
+DEDUPLICATION_WINDOW: Final = 20_000
+"""Parts whose tokens are remembered: pipelines x inserts/s x partitions touched x an hour."""
+_LATEST: Final = ("power_w", "temp_gpu_c", "util_gpu_pct", "mem_used_mib", "throttle_reasons")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One numbered step of the schema."""
+
+    number: int
+    name: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollupColumn:
+    """A column of a rollup: its type in the table, and how it comes from raw rows."""
+
+    name: str
+    function: str
+    type: str
+    expression: str
+
+
+def column_type(metric: Metric) -> str:
+    """A metric's type: its unit with its decimals, as an integer underneath; NULL if unreported."""
+    if metric.decimals:
+        # Energy is 64 bits wide wherever it stands; the rest fits 32.
+        wide = metric.unit == "j"
+        return f"Nullable(Decimal({18 if wide else 9}, {metric.decimals}))"
+    return f"Nullable({_INTEGER[metric.storage]})"
+
+
+def metric_columns(metrics: Sequence[Metric]) -> list[tuple[str, str]]:
+    """Name and definition of every metric's column."""
+    return [(m.name, f"{column_type(m)} CODEC({_codec(m)})") for m in metrics]
+
+
+def _codec(metric: Metric) -> str:
+    if metric.kind == "counter":
+        return "Delta, ZSTD(1)"
+    return "ZSTD(1)" if metric.storage in ("u1", "i2") else "T64, ZSTD(1)"
+
+
+def rollup_columns(table: Rollup) -> list[RollupColumn]:
+    """What a rollup keeps, by the catalogue: sums of deltas, value x time of gauges, extremes."""
+    columns = []
+    for metric in FAST:
+        if table not in metric.rollups:
+            continue
+        if metric.kind == "delta":
+            columns.append(_delta(metric))
+        else:
+            columns += _gauge(metric, extremes=table != "power_seconds")
+    columns += [
+        RollupColumn("rows", "sum", "UInt64", "count()"),
+        RollupColumn("dt_ms", "sum", "UInt64", "sum(s.dt_ms)"),
+        RollupColumn("held_ms", "sum", "UInt64", "sumIf(s.dt_ms, bitTest(s.flags, 0))"),
+    ]
+    if table != "power_seconds":
+        active = "sumIf(s.dt_ms, ifNull(s.util_gpu_pct, 0) > 0)"
+        columns.append(RollupColumn("active_ms", "sum", "UInt64", active))
+    return columns
+
+
+def _delta(metric: Metric) -> RollupColumn:
+    kind = f"Decimal(38, {metric.decimals})" if metric.decimals else "UInt64"
+    return RollupColumn(metric.name, "sum", kind, f"ifNull(sum(s.{metric.name}), 0)")
+
+
+def _gauge(metric: Metric, *, extremes: bool) -> list[RollupColumn]:
+    name, kind = metric.name, column_type(metric)
+    if metric.unit == "w":
+        good = f"isNotNull(s.{name}) AND bitAnd(s.flags, {BAD_POWER}) = 0"
+        functions = {"min": f"minIf(s.{name}, {good})", "max": f"maxIf(s.{name}, {good})"}
+    else:
+        good = f"isNotNull(s.{name})"
+        functions = {"min": f"min(s.{name})", "max": f"max(s.{name})"}
+    # Multiplied as the integers that they are: decimals of 128 bits cost twice as much to add.
+    value = f"assumeNotNull(s.{name})"
+    if metric.decimals:
+        value = f"reinterpretAsInt32({value})"
+    total = f"sumIf(toInt64({value}) * s.dt_ms, {good})"
+    wide = "Int64"
+    if metric.decimals:
+        wide = f"Decimal(38, {metric.decimals})"
+        total = f"toDecimal128({total}, {metric.decimals}) / {metric.scale}"
+    out = [
+        RollupColumn(f"{name}_ms", "sum", wide, total),
+        RollupColumn(f"{name}_dt_ms", "sum", "UInt64", f"sumIf(s.dt_ms, {good})"),
+    ]
+    if extremes:
+        out += [RollupColumn(f"{name}_{f}", f, kind, text) for f, text in functions.items()]
+    return out
+
+
+def statements(form: Form, settings: ClickHouse, cluster: str = "") -> list[Statement]:
+    """The whole schema in order, rendered for an engine."""
+    values = _values(form, settings, cluster)
+    folder = resources.files("pipeline") / "migrations"
+    out = []
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".sql"):
+            number, _, name = entry.name.removesuffix(".sql").partition("_")
+            sql = Template(entry.read_text()).substitute(values)
+            out.append(Statement(int(number), name, _for_form(sql, form)))
+    return out
+
+
+def _values(form: Form, settings: ClickHouse, cluster: str) -> dict[str, object]:
+    window = "replicated" if form == "cluster" else "non_replicated"
+    values: dict[str, object] = {
+        "db": f"{settings.database}_local." if form == "cluster" else "",
+        "on_cluster": f" ON CLUSTER '{cluster}'" if form == "cluster" else "",
+        "durable": f"{window}_deduplication_window = {DEDUPLICATION_WINDOW}, "
+        "fsync_after_insert = 1, fsync_part_directory = 1",
+        # What a power cut may take from: slow columns of the last seconds, which come again.
+        "lasting": f"{window}_deduplication_window = {DEDUPLICATION_WINDOW}, "
+        "min_bytes_for_wide_part = 268435456",
+        "fast_columns": _definitions(metric_columns(FAST)),
+        "slow_columns": _definitions(metric_columns(SLOW)),
+        "slice_columns": _definitions(metric_columns(SLICE)),
+        "latest_columns": _definitions(
+            [(m.name, column_type(m)) for m in FAST if m.name in _LATEST]
+        ),
+        "bad_power": BAD_POWER,
+        "unallocated": UNALLOCATED,
+        "shared": SHARED,
+    }
+    tables: tuple[Rollup, ...] = ("power_seconds", "tenant_minutes", "gpu_minutes")
+    for table in tables:
+        aggregated = table != "gpu_minutes"
+        values[f"{table}_columns"] = _definitions(
+            [
+                (
+                    c.name,
+                    f"SimpleAggregateFunction({c.function}, {c.type})" if aggregated else c.type,
+                )
+                for c in rollup_columns(table)
+            ]
+        )
+        values[f"{table}_select"] = select_list(table)
+    for name in ("samples", "health", "seconds", "minutes"):
+        values[f"{name}_ttl_days"] = getattr(settings, f"{name}_ttl_days")
+    return values
+
+
+def select_list(table: Rollup) -> str:
+    """The expressions that fill a rollup's columns from rows of `gpu_samples AS s`."""
+    return ",\n    ".join(f"{c.expression} AS {c.name}" for c in rollup_columns(table))
+
+
+def _definitions(columns: Sequence[tuple[str, str]]) -> str:
+    return ",\n    ".join(f"{name} {definition}" for name, definition in columns)
+
+
+def _for_form(sql: str, form: Form) -> str:
+    if form == "embedded":
+        return re.sub(r"^TTL .*\n", "", sql, flags=re.MULTILINE)
+    if form == "cluster":
+        # Without arguments the path and replica come from the server's defaults.
+        return re.sub(
+            r"^ENGINE = (\w*MergeTree)", r"ENGINE = Replicated\1", sql, flags=re.MULTILINE
+        )
+    return sql
+
+
+_TABLE: Final = re.compile(r"CREATE (?:TABLE|VIEW) IF NOT EXISTS (?:\w+\.)?(\w+)")
+_SHARD_BY: Final = {"gpu_samples": "gpu", "gpu_health": "gpu", "slice_samples": "gpu",
+                    "gpu_minutes": "gpu", "gpu_latest": "gpu"}  # fmt: skip
+
+
+def cluster_statements(settings: ClickHouse, cluster: str) -> list[str]:
+    """The cluster form: databases, local tables and views, and the tables in front of them."""
+    name, local = settings.database, f"{settings.database}_local"
+    out = [f"CREATE DATABASE IF NOT EXISTS {db} ON CLUSTER '{cluster}'\n" for db in (local, name)]
+    for statement in statements("cluster", settings, cluster):
+        out.append(statement.sql)
+        found = _TABLE.search(statement.sql)
+        if found is None:
+            continue
+        table = found[1]
+        if "VIEW" in found[0]:
+            # A view in front reads the distributed tables.
+            out.append(statement.sql.replace(f"{local}.", f"{name}."))
+        else:
+            shard = _SHARD_BY.get(table, "rand()")
+            out.append(
+                f"CREATE TABLE IF NOT EXISTS {name}.{table} ON CLUSTER '{cluster}' "
+                f"AS {local}.{table}\n"
+                f"ENGINE = Distributed('{cluster}', '{local}', '{table}', {shard})\n"
+            )
+    return out
