@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from pipeline.catalog import ARRAY_CODE, FAST, NULL_CODE, SLICE, SLOW, WIDTH, Like, Metric, Storage
+from pipeline.catalog import ARRAY_CODE, FAST, SLICE, SLOW, WIDTH, Like, Metric, Storage
 from pipeline.errors import Reject
 
 MAGIC: Final = b"MEGW"
@@ -319,8 +319,3 @@ def _unfolded(column: Column, raw: bytes, layout: Layout, known: Mapping[str, by
 _UNSIGNED: Final[dict[Storage, str]] = {
     storage: {1: "B", 2: "H", 4: "I", 8: "Q"}[width] for storage, width in WIDTH.items()
 }
-
-
-def null_code(column: Column) -> int:
-    """The integer that means "not reported" in a metric's column."""
-    return NULL_CODE[column.storage]

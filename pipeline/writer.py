@@ -12,7 +12,7 @@ from pipeline import decode, rows
 from pipeline.catalog import ABSURD_POWER_W, FAST_BY_NAME, NULL_CODE
 from pipeline.clock import Clock
 from pipeline.decode import Columns
-from pipeline.directory import Directory
+from pipeline.directory import HORIZON_MS, Directory
 from pipeline.errors import Reject
 from pipeline.log import LogRecord, Partition
 from pipeline.records import (
@@ -30,6 +30,7 @@ from pipeline.topics import BACKFILL, LANES, SAMPLES, decode_record
 
 CLOCK_SUSPECT_MS: Final = 60_000
 LATEST_EVERY_MS: Final = 5_000
+FORGET_EVERY_MS: Final = 3_600_000
 _LATEST: Final = (
     "gpu", "ts", "node", "site", "tenant", "workload", "flags",
     "power_w", "temp_gpu_c", "util_gpu_pct", "mem_used_mib", "throttle_reasons",
@@ -131,6 +132,7 @@ class Writer:
     latest_at_ms: int = 0
     _latest: dict[str, Columns] = field(default_factory=dict)
     _learned_of: str = ""
+    _forgot_ms: int = 0
     _records: list[Record] = field(default_factory=list)
     _bad_records: list[tuple[LogRecord, str]] = field(default_factory=list)
 
@@ -196,11 +198,18 @@ class Writer:
             # Once per batch: when the insert is tried again the directory would find nothing new.
             self._records, self._bad_records = self._read(batch)
             self._learned_of = batch.token
+            self._forget(now_ms)
         for table, block in rows.by_table(self._records, now_ms).items():
             self.store.insert(table, block, batch.token)
         self._write_dead_letters(batch, self._bad_records, now_ms)
         size = sum(len(r.value) for r in batch.records)
         return Written(len(batch.records), 0, 0, len(self._bad_records), size)
+
+    def _forget(self, now_ms: int) -> None:
+        """Now and then: claims that no raw row can need any more, or they would gather for ever."""
+        if now_ms - self._forgot_ms >= FORGET_EVERY_MS:
+            self._forgot_ms = now_ms
+            self.directory.forget_before(now_ms - HORIZON_MS)
 
     def _read(self, batch: Batch) -> tuple[list[Record], list[tuple[LogRecord, str]]]:
         records: list[Record] = []

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import HEADER_DTYPE, fold
-from pipeline.wire import CRC_FROM, HEADER, LAYOUT, MAGIC, VERSION, Column
+from pipeline.wire import CRC_FROM, LAYOUT, MAGIC, VERSION, Column
 
 
 class Reading(Protocol):
@@ -95,6 +95,3 @@ def _shuffled(values: NDArray[np.generic], column: Column) -> NDArray[np.uint8]:
     raw = np.ascontiguousarray(values).view(np.uint8)
     planes = raw.reshape(count, -1, np.dtype(column.storage).itemsize).swapaxes(1, 2)
     return np.ascontiguousarray(planes).reshape(count, -1)
-
-
-assert HEADER.size == HEADER_DTYPE.itemsize

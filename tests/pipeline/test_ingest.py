@@ -263,6 +263,20 @@ def test_rows_are_stamped_with_who_held_the_gpu_at_that_tick(topics, store):
     assert found[id64(SITE, uuid("n1", 2))] == [0] * 4
 
 
+def test_claims_that_ended_long_ago_are_forgotten(topics, store):
+    """Jobs come and go for months: what no raw row can need does not gather in memory."""
+    directory = Directory()
+    day_ms = 86_400_000
+    for tenant, until in (("old", T0_MS - 9 * day_ms), ("recent", T0_MS - 7 * day_ms)):
+        record = Allocation(
+            site=SITE, source="t", tenant=tenant, node="n1", from_ms=T0_MS - 20 * day_ms,
+            until_ms=until,
+        )  # fmt: skip
+        topics.add(Partition("allocations", 0), encode_record(record), T0_MS)
+    run(topics, store, directory=directory)
+    assert [claim.tenant for claim in directory.claims(SITE, "n1")] == ["recent"]
+
+
 def test_mig_instances_have_rows_of_their_own(topics, store):
     """Power stays with the device, once."""
     topics.add(SAMPLES, message(instances=((0, 1, 0), (0, 2, 0), (1, 1, 0))), T0_MS + 5000)
