@@ -23,6 +23,12 @@ _INTEGER: Final = {
 }  # fmt: skip
 DEDUPLICATION_WINDOW: Final = 20_000
 """Parts whose tokens are remembered: pipelines x inserts/s x partitions touched x an hour."""
+_PLAIN: Final = "auto_statistics_types = ''"
+"""No statistics of every column of every part: measured, a sixth of the cost of all ingest."""
+_SYNCED: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
+_BULK: Final = "min_bytes_for_wide_part = 134217728, merge_selector_base = 12"
+"""One file for a fresh part in place of two for every column, and a dozen parts to a merge, not
+five: each pass over the rows costs as much as inserting them."""
 _LATEST: Final = ("power_w", "temp_gpu_c", "util_gpu_pct", "mem_used_mib", "throttle_reasons")
 
 
@@ -132,14 +138,15 @@ def statements(form: Form, settings: ClickHouse, cluster: str = "") -> list[Stat
 
 def _values(form: Form, settings: ClickHouse, cluster: str) -> dict[str, object]:
     window = "replicated" if form == "cluster" else "non_replicated"
+    deduplicated = f"{window}_deduplication_window = {DEDUPLICATION_WINDOW}"
     values: dict[str, object] = {
         "db": f"{settings.database}_local." if form == "cluster" else "",
         "on_cluster": f" ON CLUSTER '{cluster}'" if form == "cluster" else "",
-        "durable": f"{window}_deduplication_window = {DEDUPLICATION_WINDOW}, "
-        "fsync_after_insert = 1, fsync_part_directory = 1",
+        "durable": f"{deduplicated}, {_PLAIN}, {_SYNCED}",
+        "bulk": f"{deduplicated}, {_PLAIN}, {_SYNCED}, {_BULK}",
         # What a power cut may take from: slow columns of the last seconds, which come again.
-        "lasting": f"{window}_deduplication_window = {DEDUPLICATION_WINDOW}, "
-        "min_bytes_for_wide_part = 268435456",
+        "lasting": f"{deduplicated}, {_PLAIN}, {_BULK}",
+        "plain": _PLAIN,
         "fast_columns": _definitions(metric_columns(FAST)),
         "slow_columns": _definitions(metric_columns(SLOW)),
         "slice_columns": _definitions(metric_columns(SLICE)),

@@ -96,7 +96,7 @@ class ClickHouse(_Section, frozen=True):
 class Pipeline(_Section, frozen=True):
     """From Kafka to the store."""
 
-    batch_rows: int = 250_000
+    batch_rows: int = 450_000
     batch_age_ms: int = 1000
     listen: str = "127.0.0.1:9466"
     backfill_rows_per_s: int = 100_000

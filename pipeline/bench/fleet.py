@@ -1,14 +1,13 @@
 """Thousands of agents in one process, for `bench ingest`: run as a module, prints what it sent.
 
-    python -m pipeline.bench.fleet BOOTSTRAP NODES SECONDS live|preload
+    python -m pipeline.bench.fleet BOOTSTRAP NODES SECONDS live|preload MESSAGES_PER_BATCH
 
-live: every node's ticks at 1 Hz in messages of 4 s, one record each, spread over the seconds as
-agents spread them. preload: the same messages as fast as the broker takes them.
+live: every node's ticks at 1 Hz in messages of 4 s, spread over the seconds as agents spread them.
+preload: the same messages as fast as the broker takes them. An agent sends one message to a batch.
 """
 
 import json
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,12 +17,9 @@ import numpy as np
 
 from agents.simulator import SimulatorSource
 from pipeline.bench.load import Fleet, Reading
-from pipeline.errors import Retry
-from pipeline.kafka import Producer
+from pipeline.bench.produce import FleetProducer
 from pipeline.kafka.codec import compress
 from pipeline.records import id64
-from pipeline.settings import Kafka
-from pipeline.topics import SAMPLES
 
 FLUSH_TICKS: Final = 4
 GPUS: Final = 8
@@ -32,41 +28,10 @@ BATCH_BYTES: Final = 61 + 10
 """Kafka's overhead for a batch of one record, as a real agent sends it: header and record frame."""
 
 
-class _Sender:
-    """A producer whose backlog is waited for, and whose acknowledgements are counted."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self._producer = Producer(Kafka(bootstrap=bootstrap), "bench-fleet")
-        self._lock = threading.Lock()
-        self.acked = self.failed = self.sent = 0
-
-    def send(self, key: bytes, value: bytes) -> None:
-        while True:
-            try:
-                self._producer.send(SAMPLES, key, value, self._ack)
-            except Retry:
-                time.sleep(0.002)
-                continue
-            self.sent += 1
-            return
-
-    def _ack(self, error: Exception | None) -> None:
-        with self._lock:
-            if error is None:
-                self.acked += 1
-            else:
-                self.failed += 1
-
-    def close(self) -> None:
-        self._producer.flush(60)
-        self._producer.close(5)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Send, then say how many messages and rows the broker has."""
-    bootstrap, nodes, seconds, mode = (
-        arguments[0], int(arguments[1]), int(arguments[2]), arguments[3],
-    )  # fmt: skip
+    bootstrap, mode = arguments[0], arguments[3]
+    nodes, seconds, per_batch = (int(arguments[i]) for i in (1, 2, 4))
     begin_ms = (time.time_ns() // 1_000_000_000 + 1) * 1000
     if mode == "preload":
         begin_ms -= seconds * 1000
@@ -81,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         seed=time.time_ns() % 2**32,
     )
     keys = [name.encode() for name in names]
-    sender = _Sender(bootstrap)
+    producer = FleetProducer(bootstrap, per_batch)
     # Messages of these nodes are due at second k, k + 4, ...: what hash(node) does for agents.
     groups = [
         slice(nodes * k // FLUSH_TICKS, nodes * (k + 1) // FLUSH_TICKS) for k in range(FLUSH_TICKS)
@@ -102,13 +67,12 @@ def main(arguments: Sequence[str]) -> int:
             continue
         group = groups[tick % FLUSH_TICKS]
         messages = fleet.messages(list(recent), tick_ms - (FLUSH_TICKS - 1) * 1000, group)
-        for key, value in zip(keys[group], messages, strict=True):
-            sender.send(key, value)
+        producer.send(keys[group], messages)
         alone.extend(len(compress(m)) + BATCH_BYTES + len(keys[0]) for m in messages[:20])
-    sender.close()
+    producer.close()
     print(json.dumps({
-        "messages": sender.acked, "rows": sender.acked * GPUS * FLUSH_TICKS,
-        "failed": sender.failed, "late_s": round(late_s, 3),
+        "messages": producer.acked, "rows": producer.acked * GPUS * FLUSH_TICKS,
+        "late_s": round(late_s, 3),
         "cpu_s": time.process_time(),
         "bytes_per_row": round(sum(alone) / len(alone) / GPUS / FLUSH_TICKS, 2),
     }))  # fmt: skip

@@ -17,12 +17,12 @@ from kafka import (
     TopicPartition,
     errors,
 )
-from kafka.consumer.fetcher import ConsumerRecord
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import MemberState
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import Refuse, Retry
+from pipeline.kafka import batches
 from pipeline.kafka.admin import check_topics
 from pipeline.kafka.client import Options, as_ours, build, client_options, translated
 from pipeline.kafka.marks import decode_mark, encode_mark
@@ -91,6 +91,7 @@ class KafkaLog:
         self._is_closed = False
         with translated(kafka):
             self._consumer = build(KafkaConsumer, consumer_options(kafka, client_id))
+        self._consumer._fetcher.PartitionRecords = batches.Unpacked  # noqa: SLF001
         self._consumer.subscribe(
             [kafka.topic_prefix + topic for topic in topics], listener=self._rebalance
         )
@@ -179,7 +180,10 @@ class KafkaLog:
         if self._rebalance.fresh:
             self._take_over(sorted(self._rebalance.fresh))
             return {}
-        return {self._ours(theirs): self._received(theirs, batch[theirs]) for theirs in batch}
+        received = {self._ours(theirs): records for theirs, records in batch.items()}
+        for partition, records in received.items():
+            self._position[partition] = records[-1].offset + 1
+        return received
 
     def _release_parked(self) -> None:
         # What was fetched of a partition before it was paused is parked, and taken up again only
@@ -194,13 +198,6 @@ class KafkaLog:
         # client convinced that no join is needed: it would never take its partitions.
         if self._consumer.group_metadata().state is MemberState.REBALANCING:
             self._consumer._coordinator.request_rejoin()  # noqa: SLF001
-
-    def _received(
-        self, theirs: TopicPartition, records: Sequence[ConsumerRecord]
-    ) -> list[LogRecord]:
-        received = [LogRecord(r.offset, r.timestamp, r.key or b"", r.value or b"") for r in records]
-        self._position[self._ours(theirs)] = received[-1].offset + 1
-        return received
 
     def _take_over(self, partitions: Sequence[TopicPartition]) -> None:
         """Begin where the marks say; whatever the client has fetched already is read again."""

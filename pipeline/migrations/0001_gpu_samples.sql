@@ -20,4 +20,4 @@ ENGINE = MergeTree
 PARTITION BY toStartOfHour(ts)
 ORDER BY (gpu, ts)
 TTL ingested_at + INTERVAL ${samples_ttl_days} DAY
-SETTINGS ${durable}
+SETTINGS ${bulk}

@@ -12,3 +12,4 @@ CREATE TABLE IF NOT EXISTS ${db}gpu_latest${on_cluster}
 )
 ENGINE = ReplacingMergeTree(ts)
 ORDER BY gpu
+SETTINGS ${plain}
