@@ -126,9 +126,11 @@ def _topics(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _schema(args: argparse.Namespace, settings: Settings) -> int:
-    from pipeline import schema
+    from pipeline import rbac, schema
 
-    if args.cluster:
+    if args.rbac:
+        texts = rbac.statements(settings.clickhouse, args.tenant)
+    elif args.cluster:
         texts = schema.cluster_statements(settings.clickhouse, args.cluster)
     else:
         texts = [s.sql for s in schema.statements("server", settings.clickhouse)]
@@ -146,9 +148,22 @@ def _decode(args: argparse.Namespace, _: Settings) -> int:
 
 
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
+    from agents.node_meters import describe
     from pipeline.doctor import examine
 
-    return examine(settings, args.json)
+    return examine(settings, args.json, describe(host=settings.site.hostname))
+
+
+def _verify(args: argparse.Namespace, _: Settings) -> int:
+    from pipeline.ledger import chain
+
+    documents = [chain.read_document(_read(Path(name)), name) for name in args.file]
+    findings = chain.verify(documents, [_read(Path(name)) for name in args.key])
+    for found in findings:
+        print(f"{args.file[found.file]}: {'ok' if found.ok else 'BAD'}: {found.sentence}")
+    if args.json:
+        print(json.dumps(msgspec.to_builtins(findings)))
+    return 0 if all(found.ok for found in findings) else 1
 
 
 def _bench(args: argparse.Namespace, settings: Settings) -> int:
@@ -159,7 +174,9 @@ def _bench(args: argparse.Namespace, settings: Settings) -> int:
     return body(args, settings)
 
 
-_STORE_COMMANDS: Final = ("sql", "power", "status", "import", "deadletters", "backup", "migrate")
+_STORE_COMMANDS: Final = (
+    "sql", "power", "status", "import", "deadletters", "backup", "migrate", "ledger", "usage",
+)  # fmt: skip
 
 
 def _on_store(args: argparse.Namespace, settings: Settings) -> int:
@@ -195,7 +212,12 @@ def _inside(settings: Settings, store: "Store") -> "Run":
         mine = store.another()
         try:
             args = arguments.parser().parse_args(argv)
-            body = getattr(commands, "import_" if args.command == "import" else args.command)
+            if args.command == "usage":  # what renders it stands above the pipeline
+                from dashboards import usage
+
+                body = usage.run
+            else:
+                body = getattr(commands, "import_" if args.command == "import" else args.command)
             context = commands.Context(mine, settings, SystemClock(), cwd, out, err)
             code: int = body(args, context)
         except MegawatchError as error:

@@ -11,6 +11,7 @@ from typing import Final
 
 from agents.exporter import Exporter
 from agents.exposition import Totals
+from agents.node_meters import Meters, discover
 from agents.sampler import Observer, Sampler
 from agents.shipper import Producer, Shipper
 from agents.source import Source
@@ -55,13 +56,29 @@ def run(
         if spool is None:
             spool = stack.enter_context(contextlib.closing(open_spool(settings, clock)))
         totals = Totals()
-        sampler = Sampler(source, spool, settings, clock, [totals, *observers])
+        meters = None
+        # Only NVML is surely this machine: a simulated, replayed or remote node has other meters.
+        if settings.agent.node_meters and source.name == "nvml":
+            found = discover(host=settings.site.hostname)
+            meters = Meters(settings.site.name, found, clock, settings.agent.meter_period_ms)
+            stack.callback(meters.close)
+        sampler = Sampler(
+            source, spool, settings, clock, [totals, *observers], meters.read if meters else None
+        )
         shipper = None
         if producer_factory is not None:
             rate = settings.agent.backfill_kib_per_s << 10
             shipper = Shipper(Outbox(spool), producer_factory, clock, spool.wake, rate)
         exporter = Exporter(
-            source, sampler, spool, shipper, totals, clock, settings.agent.period_ms, version()
+            source,
+            sampler,
+            spool,
+            shipper,
+            totals,
+            clock,
+            settings.agent.period_ms,
+            version(),
+            meters,
         )
         web = _web(settings, exporter)
         stack.callback(web.close)

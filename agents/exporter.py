@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 
 from agents.cost import measure
 from agents.exposition import FROM_49, UP_TO_48, Dialect, Totals, render
+from agents.node_meters import Meters
 from agents.sampler import Sampler, Snapshot
 from agents.shipper import Shipper
 from agents.source import Source
@@ -65,6 +66,7 @@ class Exporter:
     clock: Clock
     period_ms: int
     version: str
+    meters: Meters | None = None
 
     def pages(self) -> Pages:
         """By path."""
@@ -92,6 +94,8 @@ class Exporter:
         yield from self._spooling()
         if self.shipper is not None:
             yield from self._shipping(self.shipper)
+        if self.meters is not None:
+            yield from self._metering(self.meters)
 
     def _fresh(self) -> Snapshot | None:
         """The newest reading, unless it is so old that it must vanish."""
@@ -110,6 +114,21 @@ class Exporter:
         yield _counter("cpu_seconds", "Processor time of the agent and its children", cost.cpu_s)
         if cost.pss_bytes is not None:
             yield _gauge("memory_pss_bytes", "Memory of the agent and its children", cost.pss_bytes)
+
+    def _metering(self, meters: Meters) -> Iterator[Metric]:
+        watts = GaugeMetricFamily(
+            f"{_OWN}_meter_watts", "Power by meter; they overlap: never add them",
+            labels=["meter", "what"],
+        )  # fmt: skip
+        for key, value in meters.watts(self.clock.now_ms()).items():
+            watts.add_metric(list(key), value)
+        errors = CounterMetricFamily(
+            f"{_OWN}_meter_errors", "Readings missing or odd", labels=["meter", "reason"]
+        )
+        for reason, count in dict(meters.errors).items():
+            errors.add_metric(list(reason), count)
+        yield watts
+        yield errors
 
     def _sampling(self) -> Iterator[Metric]:
         stats = self.sampler.stats

@@ -98,6 +98,7 @@ class Sampler:
         settings: Settings,
         clock: Clock,
         observers: Sequence[Observer] = (),
+        meters: Callable[[int], Sequence[Record]] | None = None,
     ) -> None:
         self.stats: Final = SamplerStats()
         self.latest: Snapshot | None = None
@@ -108,6 +109,7 @@ class Sampler:
         self._flush_ms = settings.agent.flush_ms
         self._clock = clock
         self._observers = observers
+        self._meters = meters
         self._generation: int | None = None
         self._inventories: tuple[Inventory, ...] = ()
         self._announced_ms = 0
@@ -280,7 +282,8 @@ class Sampler:
 
     def _collect(self, now_ms: int) -> None:
         """Records of the source, each under its topic."""
-        for record in self._source.records():
+        measured = self._meters(now_ms) if self._meters else ()
+        for record in [*self._source.records(), *measured]:
             for observer in self._observers:
                 observer.on_record(record)
             key = record.meter if isinstance(record, MeterReading) else record.node

@@ -96,11 +96,30 @@ def _add_asking(command: Command) -> None:
     power = command(
         "power", "watts by step, with coverage", "power --from -1h --step 1m", stored=True
     )
-    power.add_argument("--site", metavar="S")
-    power.add_argument("--from", dest="since", metavar="T", help="ISO 8601, epoch ms, or -24h")
-    power.add_argument("--to", dest="until", metavar="T")
+    _add_period(power)
     power.add_argument("--step", choices=("1s", "1m", "15m", "1h"), default="1m")
     power.add_argument("--by", choices=("site", "tenant"), default="site")
+    ledger = command(
+        "ledger", "quarters of an hour, closed and proved", "ledger close", stored=True
+    )
+    ledger.add_argument("action", choices=("close", "status", "verify"))
+    _add_period(ledger)
+    usage = command(
+        "usage", "who used what: a period's statement",
+        "usage --from 2026-10-01 --to 2026-11-01 --tenant lab-a --format html -o lab-a.html",
+        stored=True,
+    )  # fmt: skip
+    _add_period(usage)
+    usage.add_argument("--tenant", metavar="X", help="one tenant's, with nothing about others")
+    usage.add_argument("--by", choices=("tenant", "workload"), default="tenant")
+    usage.add_argument("--format", choices=("table", "csv", "json", "html"), default="table")
+    usage.add_argument("-o", dest="output", metavar="F", help="seal it into the chain and write it")
+    usage.add_argument("--sign", metavar="KEY", help="PEM file of an Ed25519 key, with -o")
+    verify = command("verify", "check statements' chain and signatures", "verify 2026-10.json",
+                     as_json=True)  # fmt: skip
+    verify.add_argument("file", nargs="+", metavar="FILE")
+    verify.add_argument("--key", action="append", default=[], metavar="FILE",
+                        help="a public key that you trust")  # fmt: skip
     sql = command(
         "sql", "the operator's own query, read-only", 'sql "SELECT count() FROM gpu_samples"',
         stored=True, as_json=False,
@@ -111,6 +130,10 @@ def _add_asking(command: Command) -> None:
     command("doctor", "what works here, and what to do about the rest", "doctor")
     schema = command("schema", "the tables as SQL", "schema --cluster main", as_json=False)
     schema.add_argument("--cluster", metavar="NAME")
+    schema.add_argument("--rbac", action="store_true", help="roles, row policies, quotas instead")
+    schema.add_argument(
+        "--tenant", action="append", default=[], metavar="X", help="with --rbac: a tenant to admit"
+    )
     decode = command("decode", "a message taken apart", "decode message.bin", as_json=False)
     decode.add_argument("file", nargs="+", metavar="FILE")
 
@@ -121,7 +144,9 @@ def _add_keeping(command: Command) -> None:
         "import", "recorded history, at full speed",
         "import samples log.csv --map ts=timestamp --set node=n1", stored=True,
     )  # fmt: skip
-    imported.add_argument("what", choices=("samples", "meters", "allocations", "inventory"))
+    imported.add_argument(
+        "what", choices=("samples", "meters", "allocations", "inventory", "contracts")
+    )
     imported.add_argument("files", nargs="+", metavar="FILE")
     _add_columns(imported)
     imported.add_argument(
@@ -148,6 +173,12 @@ def _add_keeping(command: Command) -> None:
     )  # fmt: skip
     restore.add_argument("source", metavar="FROM")
     restore.add_argument("--data", metavar="D", help="folder that has no store yet")
+
+
+def _add_period(to: Parser) -> None:
+    to.add_argument("--site", metavar="S")
+    to.add_argument("--from", dest="since", metavar="T", help="ISO 8601, epoch ms, or -24h")
+    to.add_argument("--to", dest="until", metavar="T")
 
 
 def _add_source(to: Parser) -> None:

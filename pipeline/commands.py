@@ -119,9 +119,20 @@ def status(args: argparse.Namespace, context: Context) -> int:
 
 def import_(args: argparse.Namespace, context: Context) -> int:
     """History from files, at full speed; what is there already changes nothing."""
+    if args.what == "contracts":
+        from pipeline.ledger.contract_store import import_contracts
+
+        return import_contracts(context, [context.cwd / name for name in args.files], args.json)
     from pipeline import imports
 
     return imports.run(args, context)
+
+
+def ledger(args: argparse.Namespace, context: Context) -> int:
+    """Close quarters of an hour, say how they stand, prove their sums."""
+    from pipeline.ledger import command
+
+    return command.run(args, context)
 
 
 def deadletters(args: argparse.Namespace, context: Context) -> int:

@@ -36,6 +36,11 @@ class _Collector:
         yield CounterMetricFamily(
             f"{_OWN}_insert_seconds", "Time spent in inserts", value=totals.insert_s
         )
+        for name, meaning, count in (
+            ("closed", "Quarters of an hour closed", service.keeper.closed),
+            ("not_closed", "Quarters refused, or broken", service.keeper.not_closed),
+        ):
+            yield CounterMetricFamily(f"{_OWN}_ledger_{name}", meaning, value=count)
         waiting = GaugeMetricFamily(
             f"{_OWN}_waiting_messages",
             "Messages read and not inserted yet",

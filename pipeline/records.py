@@ -90,8 +90,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody holds GPUs of a node for a while, says `source` at `asserted_at_ms`.
 
-    `gpus` are NVML indices; empty means the whole node. Append-only: a correction is a new record
-    with the same source, tenant, workload, node and from_ms.
+    `gpus` are NVML indices; empty means the whole node. `share_ppm` is the part of each of them that
+    is held, in millionths; 0 is an equal part of what others leave. Append-only: a correction is a
+    new record with the same source, tenant, workload, node, gpus and from_ms.
     """
 
     site: str
@@ -103,6 +104,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     workload: str = ""
     account: str = ""
     gpus: tuple[Index, ...] = ()
+    share_ppm: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     asserted_at_ms: TimeMs = 0
 
 

@@ -31,7 +31,7 @@ def _allocation_rows(record: Allocation, now_ms: int) -> list[Row]:
         {
             "site": record.site, "source": record.source, "tenant": record.tenant,
             "workload": record.workload, "account": record.account, "node": record.node,
-            "gpus": record.gpus, "from_ts": record.from_ms, "until_ts": record.until_ms,
+            "gpus": record.gpus, "share_ppm": record.share_ppm, "from_ts": record.from_ms, "until_ts": record.until_ms,
             "asserted_at": record.asserted_at_ms or now_ms, "site_id": id64(record.site),
             "node_id": id64(record.site, record.node),
             "tenant_id": id64("", record.tenant) if record.tenant else 0,

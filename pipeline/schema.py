@@ -29,6 +29,16 @@ _SYNCED: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
 _BULK: Final = "min_bytes_for_wide_part = 134217728, merge_selector_base = 12"
 """One file for a fresh part in place of two for every column, and a dozen parts to a merge, not
 five: each pass over the rows costs as much as inserting them."""
+_TIME, _ENERGY = "UInt64 CODEC(T64, ZSTD(1))", "Decimal(18, 3) CODEC(T64, ZSTD(1))"
+LEDGER_COLUMNS: Final = (
+    ("allocated_ms", _TIME), ("energy_j", _ENERGY), ("idle_j", _ENERGY), ("bridged_j", _ENERGY),
+    ("estimated_j", _ENERGY), ("measured_ms", _TIME), ("held_ms", _TIME), ("active_ms", _TIME),
+    ("util_gpu_pct_ms", _TIME), ("util_gpu_pct_dt_ms", _TIME),
+    ("power_w_ms", "Decimal(18, 1) CODEC(T64, ZSTD(1))"), ("power_w_dt_ms", _TIME),
+    ("throttle_power_cap_ms", _TIME), ("throttle_sw_thermal_ms", _TIME),
+    ("throttle_hw_thermal_ms", _TIME), ("throttle_power_brake_ms", _TIME), ("gap_ms", _TIME),
+)  # fmt: skip
+"""What both tables of the ledger hold of a holder's quarter."""
 _LATEST: Final = ("power_w", "temp_gpu_c", "util_gpu_pct", "mem_used_mib", "throttle_reasons")
 
 
@@ -157,6 +167,7 @@ def _values(form: Form, settings: ClickHouse, cluster: str) -> dict[str, object]
         "unallocated": UNALLOCATED,
         "shared": SHARED,
     }
+    values["ledger_columns"] = _definitions(LEDGER_COLUMNS)
     tables: tuple[Rollup, ...] = ("power_seconds", "tenant_minutes", "gpu_minutes")
     for table in tables:
         aggregated = table != "gpu_minutes"

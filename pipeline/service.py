@@ -9,6 +9,7 @@ from pipeline import cap
 from pipeline.clock import Clock
 from pipeline.errors import Retry
 from pipeline.ingest import Ingest
+from pipeline.ledger.keeper import Keeper
 from pipeline.log import Listener, Log
 from pipeline.minutes import Minutes
 from pipeline.settings import Settings
@@ -38,6 +39,7 @@ class Service:
             self._filling.close()
             raise
         self.minutes = Minutes(self._filling)
+        self.keeper = Keeper(self._filling, settings)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
@@ -86,12 +88,16 @@ class Service:
 
     def _fill(self) -> None:
         every_s = self.settings.pipeline.fill_minutes_every_s
+        close_every_ms, closed_ms = self.settings.ledger.close_every_s * 1000, 0
         while not self.clock.wait(self._stop, every_s):
             try:
                 watermark = self.ingest.watermark_ms - GRACE_MS
                 if watermark > 0:
                     self.minutes.fill(self.clock.now_ms(), watermark)
+                if close_every_ms and self.clock.now_ms() - closed_ms >= close_every_ms:
+                    closed_ms = self.clock.now_ms()
+                    self.keeper.step(closed_ms)
                 if self._filling.embedded:
                     cap.enforce(self._filling, self.settings.clickhouse.max_disk_gib)
             except Retry as error:
-                _log.warning("minutes: %s; trying again", error)
+                _log.warning("minutes and ledger: %s; trying again", error)

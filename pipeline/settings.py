@@ -52,6 +52,8 @@ class AgentSettings(_Section, frozen=True):
     spool: str = "/var/lib/megawatch/spool"
     spool_max_mib: int = 4096
     listen: str = "127.0.0.1:9465"
+    node_meters: bool = True
+    meter_period_ms: int = 2000
     dcgm_url: str = "http://127.0.0.1:9400/metrics"
     backfill_kib_per_s: int = 512
     token_file: str = ""
@@ -104,6 +106,14 @@ class Pipeline(_Section, frozen=True):
     token_file: str = ""
 
 
+class Ledger(_Section, frozen=True):
+    """Closing quarters of an hour."""
+
+    precedence: tuple[str, ...] = ("slurm", "kubernetes", "import", "simulator")
+    grace_s: int = 120
+    close_every_s: int = 60
+
+
 class Settings(_Section, frozen=True):
     """Everything that can be configured."""
 
@@ -112,6 +122,7 @@ class Settings(_Section, frozen=True):
     kafka: Kafka = Kafka()
     clickhouse: ClickHouse = ClickHouse()
     pipeline: Pipeline = Pipeline()
+    ledger: Ledger = Ledger()
 
 
 def load(path: Path | None, env: Mapping[str, str] = os.environ) -> Settings:
@@ -184,6 +195,8 @@ def _checked(settings: Settings) -> Settings:
             f"[agent] period_ms={agent.period_ms} flush_ms={agent.flush_ms}: "
             "the period is at least 100 ms and a flush at least one period"
         )
+    if not 500 <= agent.meter_period_ms <= 10_000:
+        raise Refuse(f"[agent] meter_period_ms={agent.meter_period_ms}: it is from 500 to 10000")
     return settings
 
 

@@ -164,8 +164,22 @@ def open_store(settings: ClickHouse) -> Store:
     if not settings.url and not settings.data:
         raise Refuse("no store: give --data FOLDER (embedded) or --store URL (a ClickHouse server)")
     store = Store(settings)
-    store.migrate()
+    if store.embedded or not _is_current(store):
+        store.migrate()
     return store
+
+
+def _is_current(store: Store) -> bool:
+    """Whether a server has exactly this schema, so that no right to change it is needed."""
+    there = store.query(
+        "SELECT count() FROM system.tables"
+        " WHERE database = currentDatabase() AND name = 'schema_migrations'"
+    ).rows[0][0]
+    if not there:
+        return False
+    newest = max(step.number for step in schema.statements("server", store.settings))
+    done: int = store.query("SELECT max(number) FROM schema_migrations").rows[0][0]
+    return done == newest
 
 
 def _file(path: Path) -> str:

@@ -18,7 +18,8 @@ IDENTITY: Final = (
 SAMPLES: Final = ("ts", *IDENTITY, *METRICS)
 METERS: Final = ("ts", "site", "meter", "kind", "watts")
 ALLOCATIONS: Final = (
-    "site", "source", "tenant", "workload", "account", "node", "gpus", "from", "until",
+    "site", "source", "tenant", "workload", "account", "node", "gpus", "share", "from",
+    "until",
 )  # fmt: skip
 INVENTORY: Final = (
     "node", "site", "hall", "row", "rack", "pdu", "gpu", "uuid", "model", "serial", "pci_bus_id",

@@ -164,7 +164,21 @@ def _allocation(row: Row) -> Allocation:
         site=row.site, source=row.needed("source", SOURCE), tenant=row.needed("tenant"),
         node=row.needed("node"), from_ms=begin, until_ms=end, workload=row.text("workload"),
         account=row.text("account"), gpus=gpu_list(row.text("gpus")),
+        share_ppm=_share(row.text("share")),
     )  # fmt: skip
+
+
+def _share(text: str) -> int:
+    """A part of a GPU above 0 and up to 1, in millionths; 0 where nothing is stated."""
+    if not text:
+        return 0
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 1e-6 <= share <= 1:
+        raise Reject(f"share {shown(text)} is no part of a GPU above 0 and up to 1")
+    return round(share * 1_000_000)
 
 
 def gpu_list(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS ${db}allocations${on_cluster}
     account String,
     node String,
     gpus Array(UInt16),
+    share_ppm UInt32,
     from_ts DateTime64(3, 'UTC'),
     until_ts Nullable(DateTime64(3, 'UTC')),
     asserted_at DateTime64(3, 'UTC'),

@@ -1,4 +1,5 @@
--- What a tenant leases, and on which terms.
+-- What a tenant leases, and on which terms: append-only, a correction is a later assertion. The
+-- newest of each (site, tenant, from_ts, selectors) holds; one with until_ts = from_ts is withdrawn.
 CREATE TABLE IF NOT EXISTS ${db}contracts${on_cluster}
 (
     site String,
@@ -14,8 +15,9 @@ CREATE TABLE IF NOT EXISTS ${db}contracts${on_cluster}
     price_per_kwh Decimal(18, 6),
     currency String,
     availability_pct Decimal(9, 4),
+    pue Nullable(Decimal(9, 4)),
     asserted_at DateTime64(3, 'UTC')
 )
 ENGINE = ReplacingMergeTree(asserted_at)
-ORDER BY (site, tenant, from_ts)
+ORDER BY (site, tenant, from_ts, selectors, asserted_at)
 SETTINGS ${durable}
