@@ -134,8 +134,9 @@ def _take(device: Device, sample: Sample, percent: bool) -> None:
                 device.instances.setdefault(int(instance), {}).setdefault(metric.name, number)
         return
     if metric.kind == "delta":
-        if value >= 0 and math.isfinite(value):
-            device.counters.setdefault(metric.name, math.floor(value * metric.scale + 1e-6))
+        scaled = value * metric.scale  # which may leave the floats
+        if scaled >= 0 and math.isfinite(scaled):
+            device.counters.setdefault(metric.name, math.floor(scaled + 1e-6))
         return
     number = stored(metric, value)
     if number is not None:

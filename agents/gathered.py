@@ -33,9 +33,10 @@ ABSENT: Final = GpuRow(0)
 
 def stored(metric: Metric, value: float) -> int | None:
     """A value in the metric's unit as its storage integer; None where it is none or does not fit."""
-    if not math.isfinite(value):
+    scaled = value * metric.scale  # which may leave the floats
+    if not math.isfinite(scaled):
         return None
-    number = round(value * metric.scale)
+    number = round(scaled)
     low, high = _LIMITS[metric.storage]
     return number if low <= number <= high else None
 

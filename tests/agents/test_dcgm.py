@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents import dcgm_page
@@ -411,6 +411,7 @@ def test_a_thread_scrapes_beside_the_tick(exporter: Exporter) -> None:
     assert not [t for t in threading.enumerate() if t.name == "dcgm-scrape"]
 
 
+@example([(name, {"UUID": "u", "gpu": "0"}, 1.79e308) for name in dcgm_page.NAMES])
 @given(st.lists(st.tuples(
     st.sampled_from([*dcgm_page.NAMES, *dcgm_page.XID_NAMES, "other"]),
     st.dictionaries(st.sampled_from(["UUID", "gpu", "GPU_I_ID", "Hostname", "modelName"]),
