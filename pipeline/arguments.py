@@ -87,7 +87,7 @@ def _add_running(command: Command) -> None:
         stored=True, as_json=False,
     )  # fmt: skip
     bench = command("bench", "measure this machine", "bench ingest --quick")
-    bench.add_argument("what", choices=("ingest", "agent"))
+    bench.add_argument("what", choices=("ingest", "agent", "ledger"))
     bench.add_argument("--quick", action="store_true", help="at most a minute")
 
 

@@ -26,7 +26,8 @@ def inventory_rows(record: Inventory, now_ms: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _allocation_rows(record: Allocation, now_ms: int) -> list[Row]:
+def allocation_rows(record: Allocation, now_ms: int) -> list[Row]:
+    """One row."""
     return [
         {
             "site": record.site, "source": record.source, "tenant": record.tenant,
@@ -63,7 +64,7 @@ def _event_rows(record: Event, now_ms: int) -> list[Row]:
 _METER_KINDS: Final = {"node": 1, "rack": 2, "pdu": 3, "row": 4, "hall": 5, "site": 6}
 _TABLES: Final[Mapping[type, tuple[str, Callable[..., list[Row]]]]] = {
     Inventory: ("inventory", inventory_rows),
-    Allocation: ("allocations", _allocation_rows),
+    Allocation: ("allocations", allocation_rows),
     MeterReading: ("meters", _meter_rows),
     Event: ("events", _event_rows),
 }

@@ -90,20 +90,13 @@ def known(
 
 def data_versions(store: Store, site: str, from_ms: int, until_ms: int) -> dict[int, int]:
     """The highest version of the minutes of each quarter that has any; 0 for meters alone."""
-    between = {"site": id64(site), "since": from_ms // 1000, "until": -(-until_ms // 1000)}
-    where = (
+    found = store.query(
+        "SELECT toInt64(toUnixTimestamp(ts)) * 1000, max(minutes_version) FROM ledger_sources"
         " WHERE site = {site:UInt64} AND ts >= toDateTime({since:Int64}, 'UTC')"
-        " AND ts < toDateTime({until:Int64}, 'UTC') GROUP BY q"
-    )
-    out: dict[int, int] = {}
-    for what, table in (("0", "meters"), ("max(version)", "gpu_minutes")):
-        found = store.query(
-            "SELECT toInt64(toUnixTimestamp(toStartOfFifteenMinutes(ts))) * 1000 AS q,"  # noqa: S608
-            f" toUInt64({what}) FROM {table}{where}",
-            between,
-        ).rows
-        out |= {quarter: version for quarter, version in found}  # noqa: C416
-    return out
+        " AND ts < toDateTime({until:Int64}, 'UTC') GROUP BY ts",
+        {"site": id64(site), "since": from_ms // 1000, "until": -(-until_ms // 1000)},
+    ).rows
+    return {quarter: version for quarter, version in found}  # noqa: C416
 
 
 def open_quarters(
@@ -138,10 +131,9 @@ def closable_until(store: Store, grace_ms: int) -> int:
     if live:
         return max(0, int(minutes) - grace_ms)
     newest = store.query(
-        "SELECT toInt64(greatest(toUnixTimestamp((SELECT max(ts) FROM gpu_minutes)),"
-        " toUnixTimestamp((SELECT max(ts) FROM meters)))) * 1000"
+        "SELECT toInt64(toUnixTimestamp(max(ts))) * 1000 FROM ledger_sources"
     ).rows[0][0]
-    return (int(newest) // QUARTER_MS + 1) * QUARTER_MS if newest else 0
+    return newest + QUARTER_MS if newest else 0
 
 
 def _runs(quarters: Sequence[int]) -> list[tuple[int, int]]:
@@ -369,14 +361,9 @@ def _write_close(
 
 def span(store: Store, site: str) -> tuple[int, int]:
     """The time that has minutes or meters, [from_ms, until_ms) in whole quarters; (0, 0): none."""
-    found = store.query(
-        "SELECT toInt64(toUnixTimestamp(min(t))) * 1000, toInt64(toUnixTimestamp(max(t))) * 1000 FROM"
-        " (SELECT min(ts) AS t FROM gpu_minutes WHERE site = {site:UInt64} HAVING count() > 0"
-        " UNION ALL SELECT max(ts) FROM gpu_minutes WHERE site = {site:UInt64} HAVING count() > 0"
-        " UNION ALL SELECT toDateTime(min(ts)) FROM meters WHERE site = {site:UInt64} HAVING count() > 0"
-        " UNION ALL SELECT toDateTime(max(ts)) FROM meters WHERE site = {site:UInt64} HAVING count() > 0)",
+    first, last = store.query(
+        "SELECT toInt64(toUnixTimestamp(min(ts))) * 1000, toInt64(toUnixTimestamp(max(ts))) * 1000"
+        " FROM ledger_sources WHERE site = {site:UInt64}",
         {"site": id64(site)},
     ).rows[0]
-    return found[0] // QUARTER_MS * QUARTER_MS, (
-        found[1] // QUARTER_MS + bool(found[1])
-    ) * QUARTER_MS
+    return first, last + QUARTER_MS * bool(last)

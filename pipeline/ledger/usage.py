@@ -86,31 +86,31 @@ def statement(
     """The use of a site over [from, to), whole quarters; of one tenant alone if named."""
     from_ms, until_ms = period
     asked = {"site": id64(site), "since": from_ms // 1000, "until": until_ms // 1000}
-    found = _holders(store, asked, by_workload)
-    _add_meters(store, asked, found, by_workload)
-    total = _all(found)
+    only = id64("", tenant) if tenant else None
+    found = _holders(store, asked, by_workload, only)
+    _add_meters(store, asked, found, by_workload, only)
     contracts = contract_store.read(store, site)
     names = _Names.load(store, site, contracts)
     made = _Maker(
-        names, contracts, _facility(store, asked, total), period, by_workload, zone,
+        names, contracts, _facility(store, asked), period, by_workload, zone,
         closing.open_quarters(store, site, *period), corrections(store, asked),
     )  # fmt: skip
     keys = sorted(
         (k for k in found if k[0] != UNALLOCATED),
         key=lambda k: (names.tenant(k[0]), names.workload(k[1])),
     )
-    if tenant:
-        keys = [k for k in keys if k[0] == id64("", tenant)]
     return Statement(
         since=queries.iso(from_ms, zone), until=queries.iso(until_ms, zone), site=site,
         timezone=str(zone), tenants=[made.use(key, found[key]) for key in keys],
         unallocated=None if tenant else made.use(None, _unallocated(found)),
-        total=None if tenant else made.use(None, total), notes=made.notes(),
+        total=None if tenant else made.use(None, _merged(found.values())), notes=made.notes(),
     )  # fmt: skip
 
 
-def _holders(store: Store, asked: Mapping[str, int], by_workload: bool) -> dict[Key, _Sum]:
-    """Sums of GPUs by holder and quarter."""
+def _holders(
+    store: Store, asked: Mapping[str, int], by_workload: bool, only: int | None
+) -> dict[Key, _Sum]:
+    """Sums of GPUs by holder and quarter, of one tenant only if given."""
     workload = "workload" if by_workload else "0"
     columns = ", ".join(
         f"toInt64(sum({name}) * 1000)" if name.endswith("_j") else f"toInt64(sum({name}))"
@@ -119,7 +119,7 @@ def _holders(store: Store, asked: Mapping[str, int], by_workload: bool) -> dict[
     rows = store.query(
         f"SELECT tenant, toUInt64({workload}) AS job, toInt64(toUnixTimestamp(ts)) * 1000 AS q,"  # noqa: S608
         f" sumForEach(gap_ms_by_cause), sumForEach(util_ms_by_bin), {columns}"
-        f" FROM ledger_holders WHERE {_IN_RANGE} GROUP BY tenant, job, q",
+        f" FROM ledger_holders WHERE {_IN_RANGE}{_of(only)} GROUP BY tenant, job, q",
         asked,
     ).rows
     out: dict[Key, _Sum] = {}
@@ -138,13 +138,17 @@ def _holders(store: Store, asked: Mapping[str, int], by_workload: bool) -> dict[
 
 
 def _add_meters(
-    store: Store, asked: Mapping[str, int], found: dict[Key, _Sum], by_workload: bool
+    store: Store,
+    asked: Mapping[str, int],
+    found: dict[Key, _Sum],
+    by_workload: bool,
+    only: int | None,
 ) -> None:
     """The energy of node meters, by holder and quarter."""
     workload = "workload" if by_workload else "0"
     for holder, job, ts_ms, energy in store.query(
         f"SELECT tenant, toUInt64({workload}) AS job, toInt64(toUnixTimestamp(ts)) * 1000 AS q,"  # noqa: S608
-        f" toInt64(sum(energy_j) * 1000) FROM ledger_meters WHERE kind = 'node' AND {_IN_RANGE}"
+        f" toInt64(sum(energy_j) * 1000) FROM ledger_meters WHERE kind = 'node' AND {_IN_RANGE}{_of(only)}"
         " GROUP BY tenant, job, q",
         asked,
     ).rows:
@@ -152,15 +156,22 @@ def _add_meters(
         quarter.node_mj = (quarter.node_mj or 0) + energy
 
 
-def _facility(store: Store, asked: Mapping[str, int], total: _Sum) -> _Facility:
-    """The energy that the site's meter read; its halls' if it has none."""
+def _of(only: int | None) -> str:
+    return "" if only is None else f" AND tenant = {only}"
+
+
+def _facility(store: Store, asked: Mapping[str, int]) -> _Facility:
+    """The energy that the site's meter read (its halls' if it has none), and that of all GPUs."""
     found = store.query(
         f"SELECT kind, toInt64(sum(energy_j) * 1000) FROM ledger_meters"  # noqa: S608
         f" WHERE kind IN ('site', 'hall') AND {_IN_RANGE} GROUP BY kind",
         asked,
     ).rows
     read: dict[str, int] = {kind: energy for kind, energy in found}  # noqa: C416
-    gpu = total.figures["energy_j"] + total.figures["bridged_j"]
+    gpu = store.query(
+        f"SELECT toInt64(sum(energy_j + bridged_j) * 1000) FROM ledger_holders WHERE {_IN_RANGE}",  # noqa: S608
+        asked,
+    ).rows[0][0]
     return _Facility(read.get("site", read.get("hall")), gpu)
 
 
@@ -182,10 +193,6 @@ def _merged(sums: Iterable[_Sum]) -> _Sum:
             if quarter.node_mj is not None:
                 into.node_mj = (into.node_mj or 0) + quarter.node_mj
     return out
-
-
-def _all(found: Mapping[Key, _Sum]) -> _Sum:
-    return _merged(found.values())
 
 
 def _unallocated(found: Mapping[Key, _Sum]) -> _Sum:
