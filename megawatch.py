@@ -159,6 +159,8 @@ def _verify(args: argparse.Namespace, _: Settings) -> int:
 
     documents = [chain.read_document(_read(Path(name)), name) for name in args.file]
     findings = chain.verify(documents, [_read(Path(name)) for name in args.key])
+    if any(name.endswith((".html", ".htm")) for name in args.file):
+        print("the seal is of the figures inside, not of the page around them", file=sys.stderr)
     for found in findings:
         print(f"{args.file[found.file]}: {'ok' if found.ok else 'BAD'}: {found.sentence}")
     if args.json:

@@ -13,10 +13,10 @@ import numpy as np
 
 from pipeline import rows
 from pipeline.ledger import claims, compute
-from pipeline.ledger.cells import BRIDGED, ENERGY, FIELDS, MEASURED, QUARTER_MS, SHOW_MS, Held
+from pipeline.ledger.cells import ENERGY, FIELDS, MEASURED, QUARTER_MS, SHOW_MS
 from pipeline.ledger.compute import Computed
-from pipeline.ledger.figures import CAUSES, HISTOGRAM_BINS
 from pipeline.ledger.said import said
+from pipeline.ledger.totals import Totals
 from pipeline.native import Values
 from pipeline.records import id64
 from pipeline.store import Store
@@ -26,13 +26,12 @@ _STATES: Final[Mapping[State, int]] = {"closed": 1, "refused": 2, "failed": 3}
 RUN_MS: Final = 4 * QUARTER_MS
 """Quarters that are worked out together."""
 _PLAIN: Final = {
-    "energy_mj": "energy_j", "idle_mj": "idle_j", "bridged_mj": "bridged_j",
-    "util_pct_ms": "util_gpu_pct_ms", "util_dt_ms": "util_gpu_pct_dt_ms",
+    "energy_mj": "energy_j", "estimated_mj": "estimated_j", "idle_mj": "idle_j",
+    "bridged_mj": "bridged_j", "util_pct_ms": "util_gpu_pct_ms", "util_dt_ms": "util_gpu_pct_dt_ms",
     "power_dw_ms": "power_w_ms", "power_dt_ms": "power_w_dt_ms",
 }  # fmt: skip
 _COLUMNS: Final = tuple(_PLAIN.get(name, name) for name in FIELDS)
 """The ledger's columns for FIELDS: decimals in the same integers."""
-_UTIL: Final = (FIELDS.index("util_pct_ms"), FIELDS.index("util_dt_ms"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def _close_run(
     data = data_versions(store, site, from_ms, until_ms)
     says = said(store, site, from_ms, until_ms)
     found = claims.load(store, site, precedence, from_ms - SHOW_MS, until_ms)
-    totals = _Totals.empty(from_ms, until_ms)
+    totals = Totals()
     broken = ""
     try:
         for chunk in compute.gpus(store, found, site_id, from_ms, until_ms, now_ms):
@@ -177,7 +176,10 @@ def _close_run(
         if quarter not in data:
             continue
         state: State = "failed" if broken else "refused" if quarter in lost else "closed"
-        outcome = totals.outcome(quarter, state, broken or lost.get(quarter, ""))
+        outcome = Outcome(
+            quarter, state, broken or lost.get(quarter, ""), totals.of(quarter, "energy_mj"),
+            totals.of(quarter, "measured_ms"), totals.of(quarter, "allocated_ms"),
+        )  # fmt: skip
         _write_close(store, site_id, version, outcome, totals, data, says, meter_mj, now_ms)
         out.append(outcome)
     return out
@@ -212,77 +214,6 @@ def _lost(
     }
 
 
-@dataclass(slots=True)
-class _Totals:
-    """Holders' sums over the chunks of a run."""
-
-    from_ms: int
-    sums: dict[tuple[int, int, int], list[int]]
-    gaps: dict[tuple[int, int, int], list[int]]
-    bins: dict[tuple[int, int, int], list[int]]
-    gpus: dict[int, int]
-
-    @classmethod
-    def empty(cls, from_ms: int, _until_ms: int) -> "_Totals":
-        return cls(from_ms, {}, {}, {}, {})
-
-    def add(self, chunk: Computed) -> None:
-        held = chunk.held
-        order = np.lexsort((held.workload, held.tenant, held.quarter_ms))
-        quarter, tenant, workload = (
-            c[order] for c in (held.quarter_ms, held.tenant, held.workload)
-        )
-        new = np.ones(len(order), np.bool_)
-        new[1:] = (quarter[1:] != quarter[:-1]) | (tenant[1:] != tenant[:-1])
-        new[1:] |= workload[1:] != workload[:-1]
-        starts = np.flatnonzero(new)
-        if not len(starts):
-            return
-        causes = np.stack([np.where(chunk.gap_cause == c, chunk.gap_ms, 0) for c in CAUSES], axis=1)
-        small = np.where(chunk.gap_cause == "", chunk.gap_ms, 0)
-        causes[:, CAUSES.index("unknown")] += small
-        one = np.ones((len(order), 1), np.int64)
-        table = np.concatenate(
-            (one, held.allocated_ms[:, None], held.sums, held.estimated_mj[:, None],
-             chunk.gap_ms[:, None], causes, _bins(held)), axis=1,
-        )  # fmt: skip
-        total = np.add.reduceat(table[order], starts, axis=0).tolist()
-        width = 4 + len(FIELDS)
-        for key, row in zip(
-            zip(quarter[starts].tolist(), tenant[starts].tolist(), workload[starts].tolist(),
-                strict=True), total, strict=True,
-        ):  # fmt: skip
-            cut = width + len(CAUSES)
-            for into, part in (
-                (self.sums, row[:width]), (self.gaps, row[width:cut]), (self.bins, row[cut:]),
-            ):  # fmt: skip
-                into[key] = [
-                    a + b for a, b in zip(into.get(key, [0] * len(part)), part, strict=True)
-                ]
-        pairs = np.unique(np.stack([held.quarter_ms, held.device.view(np.int64)], axis=1), axis=0)
-        for quarter_ms, count in zip(*np.unique(pairs[:, 0], return_counts=True), strict=True):
-            self.gpus[int(quarter_ms)] = self.gpus.get(int(quarter_ms), 0) + int(count)
-
-    def of(self, quarter_ms: int, field: int) -> int:
-        return sum(row[field] for key, row in self.sums.items() if key[0] == quarter_ms)
-
-    def outcome(self, quarter_ms: int, state: State, reason: str) -> Outcome:
-        return Outcome(
-            quarter_ms, state, reason, self.of(quarter_ms, 2 + ENERGY),
-            self.of(quarter_ms, 2 + MEASURED), self.of(quarter_ms, 1),
-        )  # fmt: skip
-
-
-def _bins(held: Held) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Time of known utilisation, in the bin of the row's mean."""
-    percent, known_ms = held.sums[:, _UTIL[0]], held.sums[:, _UTIL[1]]
-    mean = percent // np.maximum(1, known_ms)
-    place = np.clip(mean * HISTOGRAM_BINS // 100, 0, HISTOGRAM_BINS - 1)
-    out = np.zeros((len(place), HISTOGRAM_BINS), np.int64)
-    out[np.arange(len(place)), place] = known_ms
-    return out
-
-
 # -- rows ---------------------------------------------------------------------------------------
 
 
@@ -299,16 +230,15 @@ def _write_quarters(store: Store, site_id: int, version: int, chunk: Computed) -
     store.insert("ledger_quarters", block)
 
 
-def _write_holders(store: Store, site_id: int, version: int, totals: _Totals) -> None:
-    found: list[rows.Row] = []
-    for key, sums in totals.sums.items():
-        row: rows.Row = {
-            "site": site_id, "ts": key[0] // 1000, "tenant": key[1], "workload": key[2],
-            "version": version, "gpus": sums[0], "allocated_ms": sums[1],
-            "estimated_j": sums[-2], "gap_ms": sums[-1], "gap_ms_by_cause": totals.gaps[key],
-            "util_ms_by_bin": totals.bins[key],
-        }  # fmt: skip
-        found.append(row | dict(zip(_COLUMNS, sums[2:-2], strict=True)))
+def _write_holders(store: Store, site_id: int, version: int, totals: Totals) -> None:
+    found: list[rows.Row] = [
+        {
+            "site": site_id, "ts": quarter_ms // 1000, "tenant": tenant, "workload": workload,
+            "version": version, "gap_ms_by_cause": gaps, "util_ms_by_bin": bins,
+        }
+        | {_PLAIN.get(name, name): value for name, value in sums.items()}
+        for (quarter_ms, tenant, workload), sums, gaps, bins in totals.rows()
+    ]  # fmt: skip
     if found:
         store.insert("ledger_holders", rows.columns(found))
 
@@ -341,7 +271,7 @@ def _write_close(
     site_id: int,
     version: int,
     outcome: Outcome,
-    totals: _Totals,
+    totals: Totals,
     data: Mapping[int, int],
     says: Mapping[int, int],
     meter_mj: Mapping[int, int],
@@ -352,7 +282,7 @@ def _write_close(
         "site": site_id, "ts": quarter // 1000, "version": version,
         "state": _STATES[outcome.state], "reason": outcome.reason,
         "gpus": totals.gpus.get(quarter, 0), "energy_j": outcome.energy_mj,
-        "bridged_j": totals.of(quarter, 2 + BRIDGED), "meter_energy_j": meter_mj.get(quarter, 0),
+        "bridged_j": totals.of(quarter, "bridged_mj"), "meter_energy_j": meter_mj.get(quarter, 0),
         "measured_ms": outcome.measured_ms, "expected_ms": outcome.expected_ms,
         "data_version": data[quarter], "said": says.get(quarter, 0), "closed_at": now_ms,
     }  # fmt: skip

@@ -17,6 +17,8 @@ from pipeline.ledger.check import check, history
 from pipeline.progress import Bar
 
 _SHOWN: Final = 20
+_SILENT_MS: Final = 3_600_000
+"""What is older can be closed by hand without a watermark behind it."""
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -41,7 +43,9 @@ def span(args: argparse.Namespace, context: Context, all_of_it: tuple[int, int])
 
 def _close(args: argparse.Namespace, context: Context, site: str, period: tuple[int, int]) -> int:
     store, ledger = context.store, context.settings.ledger
-    until_ms = min(period[1], closing.closable_until(store, ledger.grace_s * 1000))
+    # Whoever asks knows of sites that have fallen silent; a pipeline waits for its watermark.
+    ready_ms = closing.closable_until(store, ledger.grace_s * 1000)
+    until_ms = min(period[1], max(ready_ms, context.clock.now_ms() - _SILENT_MS))
     quarters = closing.open_quarters(store, site, period[0], until_ms)
     bar = Bar("closing", context.err)
     done = 0
