@@ -71,9 +71,10 @@ def test_a_short_run_says_what_an_agent_costs(tmp_path: Path, monkeypatch: pytes
     if shutil.which("cc") is None:
         pytest.skip("no C compiler, which the fake NVML needs")
     monkeypatch.setattr(bench, "WARM_UP_S", 1)
-    found = bench.bench(tmp_path, 3, with_broker=False)
+    # Longer than a flush, whose second within 4 depends on the name of the machine.
+    found = bench.bench(tmp_path, 5, with_broker=False)
     assert found["broker"] is False
-    assert 2 <= int(str(found["ticks"])) <= 5
+    assert 4 <= int(str(found["ticks"])) <= 7
     for name in ("cpu_pct_of_core", "cpu_pct_parent", "cpu_pct_child", "tick_ms_p99"):
         assert 0 < float(str(found[name])) < 100
     parts = float(str(found["pss_mib_parent"])) + float(str(found["pss_mib_child"]))
