@@ -21,6 +21,10 @@ FROM allocations WHERE site_id = {site:UInt64} AND from_ts < fromUnixTimestamp64
 GROUP BY tenant_id, workload_id, source, node_id, gpus, from_ts
 HAVING until IS NULL OR until > {since:Int64}
 """
+_WIDTHS: Final = """
+SELECT node_id, toInt64(max(arrayMax(gpus))) + 1 FROM allocations
+WHERE site_id = {site:UInt64} AND notEmpty(gpus) GROUP BY node_id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Site:
     """Devices of a site that matter to a range of time, by their 64-bit ids.
 
     stays: when each GPU was expected; nodes, names: the GPUs that were on each node, and its name;
-    claims: of GPUs, and of nodes that have none in the inventory.
+    claims: of GPUs, and of what stands for them on nodes that have none in the inventory.
     """
 
     stays: Mapping[int, Sequence[tuple[int, int]]]
@@ -78,19 +82,21 @@ def load(store: Store, site: str, precedence: Sequence[str], from_ms: int, until
             claim = Claim(lease.from_ms, lease.until_ms, id64("", lease.tenant), 0, LEASE)
             claims.setdefault(lease.gpu, []).append(claim)
     at = _by_node(site, places)
+    wide = {row[0]: row[1] for row in store.query(_WIDTHS, {"site": id64(site)}).rows}
+    seats: dict[int, list[Place]] = {}
     for tenant, workload, source, node, gpus, since, until, share in store.query(
         _LATEST, {"site": id64(site), "since": from_ms, "until": until_ms}
     ).rows:
         end = FOREVER_MS if until is None else until
         rank = precedence.index(source) if source in precedence else len(precedence)
         claim = Claim(since, end, tenant, workload, rank, share)
-        for device, held in _claimed(claim, at.get(node, ()), gpus):
-            claims.setdefault(device, []).append(held)
         if node not in at:
-            claims.setdefault(node, []).append(claim)
+            seats.setdefault(node, _seats(node, wide.get(node, 1)))
+        for device, held in _claimed(claim, at.get(node) or seats[node], gpus):
+            claims.setdefault(device, []).append(held)
     stays: dict[int, list[tuple[int, int]]] = {}
     names = {node: on_node[0].node for node, on_node in at.items()}
-    nodes: dict[int, list[int]] = {}
+    nodes = {node: [place.gpu for place in on_node] for node, on_node in seats.items()}
     for node, on_node in at.items():
         for place in on_node:
             stays.setdefault(place.gpu, []).append((place.from_ms, place.until_ms or FOREVER_MS))
@@ -106,6 +112,13 @@ def _by_node(site: str, places: Iterable[Place]) -> dict[int, list[Place]]:
             ids[place.node] = id64(site, place.node)
         out.setdefault(ids[place.node], []).append(place)
     return out
+
+
+def _seats(node: int, count: int) -> list[Place]:
+    """Stand-ins for the GPUs of a node that has only a meter: as many as anybody ever claimed."""
+    return [
+        Place("", "", "", "", "", i, id64(f"{node:016x}", str(i)), 0, None) for i in range(count)
+    ]
 
 
 def _claimed(

@@ -268,6 +268,23 @@ def test_node_meters_go_to_the_holders_of_the_node(desk):
     assert total.node_energy_kwh == pytest.approx(898 / 3600, abs=1e-9)
 
 
+def test_jobs_that_share_a_metered_node_by_their_gpus(desk):
+    """The node's GPUs are as many as anybody ever claimed; those that nobody claims are nobody's."""
+    desk.give(
+        "meters", "ts,meter,kind,watts", *(f"{T0 + s * 1000},n7,node,800" for s in range(900))
+    )
+    desk.job("lab-a", "w1", 0, 900, node="n7", gpus="0-1")
+    desk.give("allocations", "tenant,workload,node,gpus,from,until",
+              f"lab-b,w2,n7,7,{T0},{T0 + 900_000}")  # fmt: skip
+    desk.close()
+    found = desk.statement()
+    by_name = {u.tenant: u.node_energy_kwh for u in found.tenants}
+    whole = 899 * 800 / 3.6e6
+    assert by_name["lab-a"] == pytest.approx(whole * 2 / 8, abs=1e-8)
+    assert by_name["lab-b"] == pytest.approx(whole / 8, abs=1e-8)
+    assert found.unallocated.node_energy_kwh == pytest.approx(whole * 5 / 8, abs=1e-8)
+
+
 def test_a_meter_of_the_site_gives_overhead(desk):
     """In proportion to the energy of the GPUs."""
     desk.samples(range(900), gpus=(0, 1))
