@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.catalog import NULL_CODE
+from pipeline.leb128 import leb128
 
 Values = NDArray[np.generic] | Sequence[Any]
 """Integers of the storage type (an array), or Python values where a column is small."""
@@ -28,7 +29,7 @@ _AGGREGATE: Final = re.compile(r"SimpleAggregateFunction\(\w+, (.*)\)")
 def block(columns: Mapping[str, Values], types: Mapping[str, str]) -> bytes:
     """The block's bytes; `types` gives the table's type for every column."""
     rows = len(next(iter(columns.values())))
-    parts = [_leb128(len(columns)), _leb128(rows)]
+    parts = [leb128(len(columns)), leb128(rows)]
     for name, values in columns.items():
         assert len(values) == rows, f"column {name} has {len(values)} of {rows} rows"
         parts += [_text(name), _text(types[name])]
@@ -47,7 +48,7 @@ def _column(values: Values, kind: str) -> list[bytes]:
         return [offsets.tobytes(), *_column([x for v in lists for x in v], found[1])]
     if kind == "String":
         raw = [v if isinstance(v, bytes) else str(v).encode() for v in values]
-        return [piece for r in raw for piece in (_leb128(len(r)), r)]
+        return [piece for r in raw for piece in (leb128(len(r)), r)]
     if not isinstance(values, np.ndarray):
         # By way of the type: numpy makes floats of a list of integers below and above 2^63.
         return [np.array(values, _dtype(kind)).tobytes()]
@@ -84,13 +85,4 @@ def _dtype(kind: str) -> str:
 
 def _text(text: str) -> bytes:
     raw = text.encode()
-    return _leb128(len(raw)) + raw
-
-
-def _leb128(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return leb128(len(raw)) + raw

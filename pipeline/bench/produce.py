@@ -15,6 +15,7 @@ from crc32c import crc32c
 
 from pipeline.errors import Refuse
 from pipeline.kafka.codec import compress
+from pipeline.leb128 import leb128
 from pipeline.settings import Kafka
 from pipeline.topics import SAMPLES
 
@@ -96,9 +97,4 @@ def record_batch(keys: Sequence[bytes], values: Sequence[bytes], at_ms: int) -> 
 
 def _varint(number: int) -> bytes:
     """Zigzag, of a number that is not negative."""
-    left, out = number << 1, bytearray()
-    while left > 127:
-        out.append(left & 127 | 128)
-        left >>= 7
-    out.append(left)
-    return bytes(out)
+    return leb128(number << 1)

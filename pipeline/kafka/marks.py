@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pipeline.errors import Refuse
+from pipeline.leb128 import leb128
 from pipeline.log import Mark
 
 VERSION: Final = "1"
@@ -37,7 +38,7 @@ def encode_mark(mark: Mark) -> str:
     if not mark.dropped:
         return head
     packer = zlib.compressobj(9, wbits=_DEFLATE)
-    runs = b"".join(_varint(run) for run in _runs(mark.offset, mark.dropped))
+    runs = b"".join(leb128(run) for run in _runs(mark.offset, mark.dropped))
     return f"{head}:{base64.b85encode(packer.compress(runs) + packer.flush()).decode()}"
 
 
@@ -88,15 +89,6 @@ def _dropped(offset: int, span: int, runs: Iterable[int]) -> Iterator[int]:
         if is_dropped:
             yield from range(at, at + run)
         at += run
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _unpack(text: str) -> Iterator[int]:

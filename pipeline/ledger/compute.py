@@ -58,7 +58,7 @@ def gpus(
     """Every GPU of a site over whole quarters, in chunks of ids. Raises ValueError if the law fails."""
     for low, high in chunks(store, site_id, from_ms, until_ms):
         measured = spans.by_quarter(store, site_id, from_ms, until_ms, low, high)
-        known = {g for g in (*site.stays, *site.claims) if low <= g < high and g in site.stays}
+        known = {gpu for gpu in site.stays if low <= gpu < high}
         devices = sorted(known.union(measured["device"].tolist()))
         if not devices:
             continue
