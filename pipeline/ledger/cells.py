@@ -63,11 +63,6 @@ class Cells:
     parts: list[Parts]
     keys: Integers  # of the proper cells: dense device and from_ms
 
-    @property
-    def proper(self) -> int:
-        """How many of the cells are no edges."""
-        return len(self.keys)
-
     def find(self, spans: NDArray[np.void]) -> tuple[Integers, NDArray[np.bool_]]:
         """The cell of each span's beginning, and which spans are cut by a change of hands.
 
@@ -265,13 +260,20 @@ def _apportioned(total: Integers, share: Integers, cell: Integers) -> Integers:
     scaled = low * share
     out = high * share + scaled // WHOLE
     remainder = scaled % WHOLE
-    starts = np.flatnonzero(np.concatenate(([True], cell[1:] != cell[:-1])))
+    starts = run_starts(cell)
     lengths = np.diff(np.append(starts, len(cell)))
     left = total[starts] - np.add.reduceat(out, starts)
     order = np.lexsort((np.arange(len(cell)), -remainder, cell))
     rank = np.arange(len(cell)) - np.repeat(starts, lengths)
     out[order] += rank < np.repeat(left, lengths)
     return out
+
+
+def run_starts(*columns: NDArray[np.generic]) -> NDArray[np.intp]:
+    """Where rows begin that are alike in all of these columns, which are sorted together."""
+    new = np.ones(len(columns[0]), np.bool_)
+    new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return np.flatnonzero(new)
 
 
 def _by_holder(
@@ -287,10 +289,7 @@ def _by_holder(
     device, quarter, tenant, workload = (
         device[order], quarter[order], tenant[order], workload[order],
     )  # fmt: skip
-    new = np.ones(len(order), np.bool_)
-    new[1:] = (device[1:] != device[:-1]) | (quarter[1:] != quarter[:-1])
-    new[1:] |= (tenant[1:] != tenant[:-1]) | (workload[1:] != workload[:-1])
-    starts = np.flatnonzero(new)
+    starts = run_starts(device, quarter, tenant, workload)
     if not len(starts):
         empty = np.zeros(0, np.int64)
         return Held(device, empty, tenant, workload, empty, values[:, :-1], empty, empty)

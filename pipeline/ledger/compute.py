@@ -20,6 +20,7 @@ from pipeline.ledger.cells import (
     Sums,
     cells,
     divided,
+    run_starts,
 )
 from pipeline.ledger.claims import Site
 from pipeline.ledger.holdings import NOBODY, Piece
@@ -177,9 +178,7 @@ def _check(held: Held, measured: NDArray[np.void]) -> None:
     )  # fmt: skip
     order = np.lexsort((times, keys))
     keys, times, values = keys[order], times[order], values[order]
-    starts = np.flatnonzero(
-        np.concatenate(([True], (keys[1:] != keys[:-1]) | (times[1:] != times[:-1])))
-    )
+    starts = run_starts(keys, times)
     off = np.add.reduceat(values, starts, axis=0)
     bad = np.flatnonzero(off.any(axis=1))
     if len(bad):

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.ledger.cells import FIELDS, Held, Integers
+from pipeline.ledger.cells import FIELDS, Held, Integers, run_starts
 from pipeline.ledger.compute import Computed
 from pipeline.ledger.figures import CAUSES, HISTOGRAM_BINS
 
@@ -35,9 +35,7 @@ class Totals:
             return
         order = np.lexsort((held.workload, held.tenant, held.quarter_ms))
         keys = [column[order] for column in (held.quarter_ms, held.tenant, held.workload)]
-        new = np.ones(len(order), np.bool_)
-        new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in keys])
-        starts = np.flatnonzero(new)
+        starts = run_starts(*keys)
         total = np.add.reduceat(_table(chunk)[order], starts, axis=0)
         names = zip(*(column[starts].tolist() for column in keys), strict=True)
         for key, row in zip(names, total, strict=True):
