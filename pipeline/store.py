@@ -14,7 +14,7 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from pipeline import native, schema
+from pipeline import native, schema, tokens
 from pipeline.catalog import FAST, SLICE, SLOW
 from pipeline.errors import Refuse, Retry
 from pipeline.settings import ClickHouse, secret
@@ -200,6 +200,7 @@ def _connect(settings: ClickHouse) -> Client:
     if os.access("/dev/shm", os.W_OK):  # noqa: S108
         tempfile.tempdir = "/dev/shm"  # noqa: S108
     with _ENGINE_LOCK:
+        tokens.mend(folder)
         try:
             return clickhouse_connect.get_client(
                 interface="chdb", path=str(folder), chdb_options={"config-file": str(_ENGINE_XML)}
