@@ -120,7 +120,7 @@ def status(args: argparse.Namespace, context: Context) -> int:
 def import_(args: argparse.Namespace, context: Context) -> int:
     """History from files, at full speed; what is there already changes nothing."""
     if args.what == "contracts":
-        from pipeline.ledger.contract_store import import_contracts
+        from pipeline.ledger.contract_import import import_contracts
 
         return import_contracts(context, [context.cwd / name for name in args.files], args.json)
     from pipeline import imports

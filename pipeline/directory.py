@@ -1,6 +1,6 @@
 """What the pipeline knows of the site: who is where, who holds what, which layouts are spoken."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,8 +9,11 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pipeline.errors import Reject
-from pipeline.holders import FOREVER_MS, NOBODY, Held, Holders, resolve
-from pipeline.records import Allocation, Gpu, Inventory, id64
+from pipeline.holders import FOREVER_MS, NOBODY, Held, Holders, stamps
+from pipeline.ledger.contracts import Contract, Place, leases
+from pipeline.ledger.holdings import LEASE, Claim, rank
+from pipeline.records import UNALLOCATED, Allocation, Gpu, Inventory, id64
+from pipeline.settings import Ledger
 from pipeline.wire import LAYOUT, Layout, parse_layout
 
 HORIZON_MS = 8 * 86_400_000
@@ -26,16 +29,21 @@ class Stay(NamedTuple):
 
 @dataclass(slots=True)
 class Directory:
-    """Built from inventory and allocations as they arrive, and from the store at start."""
+    """Built from inventory and allocations as they arrive, and from the store at start.
 
+    precedence: whose word counts when sources of allocations disagree, the first most.
+    """
+
+    precedence: Sequence[str] = Ledger().precedence
     layouts: dict[int, Layout] = field(default_factory=lambda: {LAYOUT.hash: LAYOUT})
     nodes: dict[int, Inventory] = field(default_factory=dict)
     _names: dict[int, tuple[str, str]] = field(default_factory=dict)
     _stays: dict[int, Stay] = field(default_factory=dict)
     _claims: dict[int, dict[tuple[object, ...], Allocation]] = field(default_factory=dict)
+    _contracts: Sequence[Contract] = ()
     _tables: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
+    _touched: set[int] = field(default_factory=set)  # nodes whose table is out of date
     _holders: Holders = NOBODY
-    _stale: bool = False
 
     def learn(self, inventory: Inventory) -> list[Inventory]:
         """Take note of a node; returns the intervals that change: what begins, and what ends.
@@ -61,8 +69,8 @@ class Directory:
         self.nodes[node] = replace(inventory, gpus=here)
         if begun:
             changes.append(replace(inventory, gpus=begun))
-        if before is None or before.gpus != here:
-            self._retable(node)
+        if begun or before is None or before.gpus != here:
+            self._touched.add(node)
         return changes
 
     def _settle(
@@ -92,7 +100,7 @@ class Directory:
         node = self.nodes[stay.since.node_id]
         rest = tuple(gpu for gpu in node.gpus if gpu.uuid != stay.gpu.uuid)
         self.nodes[node.node_id] = replace(node, gpus=rest)
-        self._retable(node.node_id)
+        self._touched.add(node.node_id)
         return [replace(stay.since, gpus=(stay.gpu,), until_ms=at_ms)]
 
     def _register(self, inventory: Inventory) -> None:
@@ -114,7 +122,13 @@ class Directory:
         known = claims.get(key)
         if known is None or known.asserted_at_ms <= allocation.asserted_at_ms:
             claims[key] = allocation
-            self._retable(node)
+            self._touched.add(node)
+
+    def lease(self, contracts: Sequence[Contract]) -> None:
+        """Take note of all contracts: a lease decides the tenant of everything under it."""
+        if contracts != self._contracts:
+            self._contracts = contracts
+            self._touched.update(self.nodes)
 
     def claims(self, site: str, node: str) -> list[Allocation]:
         """What is asserted of a node, the newest assertion of each claim."""
@@ -127,39 +141,60 @@ class Directory:
             for key in old:
                 del claims[key]
             if old:
-                self._retable(node)
+                self._touched.add(node)
 
     def holders(self) -> Holders:
         """The index for stamping, as of now."""
-        if self._stale:
+        if self._touched:
+            self._retable([self.nodes[node] for node in self._touched if node in self.nodes])
+            self._touched.clear()
             tables = [t for t in self._tables.values() if len(t)]
             self._holders = Holders.of(np.concatenate(tables)) if tables else NOBODY
-            self._stale = False
         return self._holders
 
     def expected_gpus(self) -> int:
         """GPUs in force by the inventory."""
         return sum(len(i.gpus) for i in self.nodes.values())
 
-    def _retable(self, node: int) -> None:
-        inventory = self.nodes.get(node)
-        claims = self._claims.get(node)
-        if inventory is None or claims is None:
-            return
-        intervals = resolve([h for a in claims.values() for h in _held(a, inventory.gpus)])
-        self._tables[node] = np.array(intervals, np.uint64).reshape(-1, 5)
-        self._stale = True
+    def _retable(self, nodes: Sequence[Inventory]) -> None:
+        leased: dict[int, list[Claim]] = {}
+        for lease in leases(self._contracts, [p for node in nodes for p in self._places(node)]):
+            claim = Claim(lease.from_ms, lease.until_ms, id64("", lease.tenant), 0, LEASE)
+            leased.setdefault(lease.gpu, []).append(claim)
+        # Thousands of GPUs are in the same hands: each distinct set of claims is worked out once.
+        known: dict[tuple[Claim, ...], list[Held]] = {}
+        for node in nodes:
+            claimed = [
+                (a.gpus, self._claim(a)) for a in self._claims.get(node.node_id, {}).values()
+            ]
+            table: list[tuple[int, ...]] = []
+            for gpu in node.gpus:
+                key = id64(node.site, gpu.uuid)
+                running = [claim for gpus, claim in claimed if not gpus or gpu.index in gpus]
+                claims = (*leased.get(key, ()), *running)
+                if claims not in known:
+                    known[claims] = stamps(claims)
+                table += [(key, *held) for held in known[claims]]
+            self._tables[node.node_id] = np.array(table, np.uint64).reshape(-1, 5)
 
+    def _places(self, node: Inventory) -> list[Place]:
+        """Where a node's GPUs are now, since when."""
+        keys = [id64(node.site, gpu.uuid) for gpu in node.gpus]
+        where = (node.site, node.hall, node.row, node.rack, node.node)
+        return [
+            Place(*where, gpu.index, key, self._stays[key].since.from_ms, None)
+            for gpu, key in zip(node.gpus, keys, strict=True)
+        ]
 
-def _held(allocation: Allocation, gpus: Iterable[Gpu]) -> list[Held]:
-    until_ms = FOREVER_MS if allocation.until_ms is None else allocation.until_ms
-    tenant = id64("", allocation.tenant) if allocation.tenant else 0
-    workload = id64(allocation.site, allocation.workload) if allocation.workload else 0
-    return [
-        Held(id64(allocation.site, gpu.uuid), allocation.from_ms, until_ms, tenant, workload)
-        for gpu in gpus
-        if (not allocation.gpus or gpu.index in allocation.gpus) and until_ms > allocation.from_ms
-    ]
+    def _claim(self, allocation: Allocation) -> Claim:
+        return Claim(
+            allocation.from_ms,
+            FOREVER_MS if allocation.until_ms is None else allocation.until_ms,
+            id64("", allocation.tenant) if allocation.tenant else UNALLOCATED,
+            id64(allocation.site, allocation.workload) if allocation.workload else UNALLOCATED,
+            rank(allocation.source, self.precedence),
+            allocation.share_ppm,
+        )
 
 
 _ENTRY = ("site", "node", "hall", "row", "rack", "pdu", "layout", "agent_version", "driver_version")

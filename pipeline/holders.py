@@ -1,13 +1,13 @@
 """Who held a GPU at a time: intervals laid out so that a whole batch is looked up at once."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.ledger.holdings import Claim, pieces
 from pipeline.records import SHARED, UNALLOCATED
 
 FOREVER_MS: Final = (1 << 43) - 1
@@ -17,25 +17,20 @@ _TIME_BITS: Final = 43
 class Held(NamedTuple):
     """A GPU is a tenant's, and runs a workload, in [from_ms, until_ms)."""
 
-    gpu: int
     from_ms: int
     until_ms: int
     tenant: int
     workload: int
 
 
-def resolve(intervals: Sequence[Held]) -> list[Held]:
-    """The same intervals without overlap: where holders disagree, SHARED."""
-    out: list[Held] = []
-    for gpu in {h.gpu for h in intervals}:
-        mine = [h for h in intervals if h.gpu == gpu]
-        edges = sorted({t for h in mine for t in (h.from_ms, h.until_ms)})
-        for start, stop in itertools.pairwise(edges):
-            over = [h for h in mine if h.from_ms <= start and h.until_ms >= stop]
-            if over:
-                tenant = _agreed({h.tenant for h in over} - {UNALLOCATED})
-                workload = _agreed({h.workload for h in over} - {UNALLOCATED})
-                out.append(Held(gpu, start, stop, tenant, workload))
+def stamps(claims: Iterable[Claim]) -> list[Held]:
+    """Who holds a GPU when, by the ledger's rules, without overlap: SHARED stands for several."""
+    out = []
+    for piece in pieces(claims, 0, FOREVER_MS):
+        tenant = _agreed({part.tenant for part in piece.parts} - {UNALLOCATED})
+        workload = _agreed({part.workload for part in piece.parts} - {UNALLOCATED})
+        if tenant != UNALLOCATED or workload != UNALLOCATED:
+            out.append(Held(piece.from_ms, piece.until_ms, tenant, workload))
     return out
 
 

@@ -30,7 +30,7 @@ class Service:
     ) -> None:
         """Read back what the store knows of the site."""
         self.settings, self.store, self.clock = settings, store, clock
-        directory = warmed(store, clock.now_ms())
+        directory = warmed(store, clock.now_ms(), settings.ledger.precedence)
         self.failed: BaseException | None = None
         self._filling = store.another()
         try:

@@ -1,10 +1,13 @@
 """The directory as the store remembers it: what a pipeline knows before its first message."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
 from pipeline.directory import HORIZON_MS, Directory
+from pipeline.ledger import contract_store
 from pipeline.records import Allocation, Gpu, Inventory
+from pipeline.settings import Ledger
 from pipeline.store import Store
 from pipeline.wire import parse_layout
 
@@ -15,9 +18,10 @@ _NODE: Final = (
 )  # fmt: skip
 
 
-def warmed(store: Store, now_ms: int) -> Directory:
-    """A directory with the inventory in force and the allocations that raw rows may still need."""
-    directory = Directory()
+def warmed(store: Store, now_ms: int, precedence: Sequence[str] = Ledger().precedence) -> Directory:
+    """A directory with the inventory and contracts in force, and the allocations of raw rows."""
+    directory = Directory(precedence)
+    directory.lease(contract_store.read(store))
     # Also those that no node speaks any more: a backlog may still be in them.
     for (text,) in store.query("SELECT DISTINCT layout FROM inventory WHERE layout != ''").rows:
         layout = parse_layout(text)
@@ -40,17 +44,29 @@ def warmed(store: Store, now_ms: int) -> Directory:
         " toUnixTimestamp64Milli(from_ts),"
         # In a tuple, since argMax passes over a bare NULL, which here means: until further notice.
         " toUnixTimestamp64Milli(argMax(tuple(until_ts), asserted_at).1 AS until),"
-        " toUnixTimestamp64Milli(max(asserted_at))"
+        " toUnixTimestamp64Milli(max(asserted_at)), argMax(share_ppm, asserted_at)"
         " FROM allocations GROUP BY site, source, tenant, workload, node, gpus, from_ts"
         " HAVING until IS NULL OR until > fromUnixTimestamp64Milli({since:Int64}, 'UTC')",
         {"since": now_ms - HORIZON_MS},
     ).rows
-    for site, source, tenant, workload, account, node, gpus, from_ms, until_ms, asserted in claims:
+    for (
+        site,
+        source,
+        tenant,
+        workload,
+        account,
+        node,
+        gpus,
+        from_ms,
+        until_ms,
+        asserted,
+        share,
+    ) in claims:
         directory.claim(
             Allocation(
                 site=site, source=source, tenant=tenant, workload=workload, account=account,
                 node=node, gpus=tuple(gpus), from_ms=from_ms, until_ms=until_ms,
-                asserted_at_ms=asserted,
+                asserted_at_ms=asserted, share_ppm=share,
             )
         )  # fmt: skip
     return directory

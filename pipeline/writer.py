@@ -14,6 +14,7 @@ from pipeline.clock import Clock
 from pipeline.decode import Columns
 from pipeline.directory import HORIZON_MS, Directory
 from pipeline.errors import Reject
+from pipeline.ledger import contract_store
 from pipeline.log import LogRecord, Partition
 from pipeline.records import (
     BAD_POWER,
@@ -31,6 +32,7 @@ from pipeline.topics import BACKFILL, LANES, SAMPLES, decode_record
 CLOCK_SUSPECT_MS: Final = 60_000
 LATEST_EVERY_MS: Final = 5_000
 FORGET_EVERY_MS: Final = 3_600_000
+CONTRACTS_EVERY_MS: Final = 30_000
 _LATEST: Final = (
     "gpu", "ts", "node", "site", "tenant", "workload", "flags",
     "power_w", "temp_gpu_c", "util_gpu_pct", "mem_used_mib", "throttle_reasons",
@@ -133,12 +135,14 @@ class Writer:
     _latest: dict[str, Columns] = field(default_factory=dict)
     _learned_of: str = ""
     _forgot_ms: int = 0
+    _leased_ms: int = 0
     _records: list[Record] = field(default_factory=list)
     _bad_records: list[tuple[LogRecord, str]] = field(default_factory=list)
 
     def write(self, batch: Batch, watermark_ms: int) -> Written:
         """Insert a batch once, however often it is called. Raises Retry when the store is away."""
         now_ms = self.clock.now_ms()
+        self._renew_leases(now_ms)
         if batch.partition.topic in LANES:
             done = self._write_samples(batch, now_ms)
             self._write_dead_letters(batch, batch.rejects, now_ms)
@@ -204,6 +208,12 @@ class Writer:
         self._write_dead_letters(batch, self._bad_records, now_ms)
         size = sum(len(r.value) for r in batch.records)
         return Written(len(batch.records), 0, 0, len(self._bad_records), size)
+
+    def _renew_leases(self, now_ms: int) -> None:
+        """Contracts are imported into the store, not sent over the log: look there now and then."""
+        if now_ms - self._leased_ms >= CONTRACTS_EVERY_MS:
+            self._leased_ms = now_ms
+            self.directory.lease(contract_store.read(self.store))
 
     def _forget(self, now_ms: int) -> None:
         """Now and then: claims that no raw row can need any more, or they would gather for ever."""

@@ -51,6 +51,16 @@ def history(store: Store, site: str, from_ms: int, until_ms: int) -> dict[int, E
     return {quarter: _entry(attempts) for quarter, attempts in by_quarter.items()}
 
 
+def passed_over(store: Store, site: str, from_ms: int, until_ms: int) -> list[tuple[str, int]]:
+    """Meters whose readings were negative, and how often: those are kept, and in no sum."""
+    found = store.query(
+        "SELECT concat(toString(kind), ' meter ', meter) AS name, uniqExact(ts) AS times FROM meters"  # noqa: S608
+        f" WHERE watts < 0 AND {_RANGE} GROUP BY name ORDER BY times DESC, name",
+        _asked(site, from_ms, until_ms),
+    ).rows
+    return [(name, times) for name, times in found]
+
+
 def _entry(attempts: list[tuple[int, str, str, int, int, int]]) -> Entry:
     closed = [a for a in attempts if a[1] == "closed"]
     last = attempts[-1]

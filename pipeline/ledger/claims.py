@@ -7,7 +7,7 @@ from typing import Final
 from pipeline.holders import FOREVER_MS
 from pipeline.ledger import contract_store
 from pipeline.ledger.contracts import Place, leases
-from pipeline.ledger.holdings import LEASE, Claim, Piece, pieces, together
+from pipeline.ledger.holdings import LEASE, Claim, Piece, pieces, rank, together
 from pipeline.records import id64
 from pipeline.store import Store
 
@@ -88,8 +88,7 @@ def load(store: Store, site: str, precedence: Sequence[str], from_ms: int, until
         _LATEST, {"site": id64(site), "since": from_ms, "until": until_ms}
     ).rows:
         end = FOREVER_MS if until is None else until
-        rank = precedence.index(source) if source in precedence else len(precedence)
-        claim = Claim(since, end, tenant, workload, rank, share)
+        claim = Claim(since, end, tenant, workload, rank(source, precedence), share)
         if node not in at:
             seats.setdefault(node, _seats(node, wide.get(node, 1)))
         for device, held in _claimed(claim, at.get(node) or seats[node], gpus):

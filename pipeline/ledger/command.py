@@ -13,7 +13,7 @@ from pipeline.commands import Context
 from pipeline.errors import Refuse
 from pipeline.ledger import close as closing
 from pipeline.ledger.cells import QUARTER_MS
-from pipeline.ledger.check import check, history
+from pipeline.ledger.check import check, history, passed_over
 from pipeline.progress import Bar
 
 _SHOWN: Final = 20
@@ -100,7 +100,12 @@ def _status(args: argparse.Namespace, context: Context, site: str, period: tuple
             for r in rows[-96:]
         ],
     ))  # fmt: skip
-    if len(rows) > 96:  # a day
+    shown = quarters[-96:]  # a day
+    if shown:
+        until_ms = shown[-1] + QUARTER_MS
+        for meter, times in passed_over(context.store, site, shown[0], until_ms)[:_SHOWN]:
+            context.say(f"{meter}: {times} negative readings were passed over")
+    if len(rows) > 96:
         context.say(f"the last day of {len(rows)} quarters: ask for the rest by --from and --to")
     return 0
 

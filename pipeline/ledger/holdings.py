@@ -50,6 +50,11 @@ class Piece(NamedTuple):
     parts: Parts
 
 
+def rank(source: str, precedence: Sequence[str]) -> int:
+    """Of an allocation: sources that the precedence does not name come last, all alike."""
+    return precedence.index(source) if source in precedence else len(precedence)
+
+
 def pieces(claims: Iterable[Claim], from_ms: int, until_ms: int) -> list[Piece]:
     """One device's time in [from_ms, until_ms), without holes or overlap."""
     inside = sorted({c for c in claims if c.from_ms < until_ms and c.until_ms > from_ms})

@@ -21,7 +21,7 @@ from pipeline.clock import ManualClock
 from pipeline.commands import Context
 from pipeline.errors import Refuse
 from pipeline.holders import FOREVER_MS
-from pipeline.ledger import contract_store
+from pipeline.ledger import contract_import, contract_store
 from pipeline.ledger.contracts import (
     Contract,
     Lease,
@@ -495,7 +495,7 @@ class Desk:
         self.clock.advance(1)
         settings = Settings(site=Site(name="north"))
         context = Context(self.store, settings, self.clock, self.folder, out, err)
-        assert contract_store.import_contracts(context, files, as_json=True) == 0
+        assert contract_import.import_contracts(context, files, as_json=True) == 0
         return err.getvalue().splitlines(), json.loads(out.getvalue())
 
     def refused(self, *texts: str) -> str:
@@ -620,4 +620,4 @@ def test_a_file_that_cannot_be_read_is_a_sentence(desk: Desk, tmp_path: Path):
         if content:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(Refuse, match=rf"cannot read contracts .*{name}: "):
-            contract_store._parsed([tmp_path / name], "north", 0)
+            contract_import._parsed([tmp_path / name], "north", 0)

@@ -10,7 +10,8 @@ import pytest
 from pipeline import directory as module
 from pipeline.directory import Directory
 from pipeline.errors import Reject
-from pipeline.records import Allocation, Gpu, Inventory, id64
+from pipeline.ledger.contracts import Contract, iso, parse
+from pipeline.records import SHARED, Allocation, Gpu, Inventory, id64
 from pipeline.rows import by_table
 from pipeline.warm import warmed
 from pipeline.wire import LAYOUT, ROW, Layout
@@ -189,6 +190,65 @@ def test_claims_that_ended_long_ago_are_forgotten():
     directory.forget_before(T0_MS + 11)
     assert directory.claims(SITE, "n1") == []
     assert not len(directory.holders().keys)
+
+
+def leased(tenant: str, rack: str, since: int = 0, until: int | None = None) -> Contract:
+    till = "" if until is None else f"until = {iso(T0_MS + until)}"
+    return parse(
+        f"""
+        [[contract]]
+        tenant = "{tenant}"
+        select = [{{rack = "{rack}"}}]
+        timezone = "UTC"
+        from = {iso(T0_MS + since)}
+        {till}
+        contracted_gpus = 1
+        contracted_kw = 1
+        price_per_gpu_hour = 1
+        price_per_kwh = 1
+        currency = "EUR"
+        availability_pct = 99
+        """,
+        "c.toml", SITE, T0_MS,
+    )[0]  # fmt: skip
+
+
+def test_a_lease_outranks_whoever_runs_there():
+    """The lessee is the tenant, what runs stays the workload; an account of Slurm is no tenant."""
+    directory = Directory()
+    directory.learn(node("n1", "g0", rack="r1"))
+    directory.claim(claim("n1", "b", source="slurm", workload="job"))
+    directory.lease([leased("a", "r1", 5000, 9000)])
+    assert [holder(directory, "g0", at) for at in (4999, 5000, 8999, 9000)] == [B, A, A, B]
+    ids = np.array([[id64(SITE, "g0")]], np.uint64)
+    workload = directory.holders().at(ids, np.array([[T0_MS + 6000]]))[1]
+    assert workload == id64(SITE, "job")
+
+
+def test_a_lease_follows_the_inventory_and_the_contract():
+    """A node that joins, one that moves to another rack, a contract that is replaced."""
+    directory = Directory()
+    directory.lease([leased("a", "r1"), leased("b", "r2")])
+    directory.learn(node("n1", "g0", rack="r1"))
+    assert holder(directory, "g0", 10) == A
+    directory.learn(node("n1", "g0", rack="r2", at=1000))
+    assert holder(directory, "g0", 1010) == B
+    directory.lease([leased("a", "r2")])
+    assert holder(directory, "g0", 1010) == A
+    directory.lease([])
+    assert holder(directory, "g0", 1010) == 0
+
+
+def test_the_first_source_of_the_precedence_is_believed():
+    """As in the ledger; sources of one rank that disagree share."""
+    directory = Directory(("slurm", "import"))
+    directory.learn(node("n1", "g0"))
+    directory.claim(claim("n1", "a", source="import"))
+    assert holder(directory, "g0", 0) == A
+    directory.claim(claim("n1", "b", source="slurm", since=10))
+    assert [holder(directory, "g0", at) for at in (9, 10)] == [A, B]
+    directory.claim(claim("n1", "a", source="slurm", since=20))
+    assert holder(directory, "g0", 20) == SHARED
 
 
 def test_a_directory_from_the_store_is_the_one_that_was_lived(store):

@@ -1,12 +1,15 @@
 """From the log to the store: what is kept, what is refused, what is said of it."""
 
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.directory import Directory
 from pipeline.ingest import Ingest
+from pipeline.ledger import contract_store, contracts
 from pipeline.log import Partition
 from pipeline.records import (
     FLAG_ABSURD_ENERGY,
@@ -18,6 +21,7 @@ from pipeline.records import (
 )
 from pipeline.settings import Pipeline
 from pipeline.topics import encode_record
+from pipeline.writer import CONTRACTS_EVERY_MS
 from tests.memory_log import MemoryLog, MemoryTopics
 from tests.messages import SITE, T0_MS, inventory, message, uuid
 
@@ -36,7 +40,7 @@ def ingest(topics, store, **changes) -> Ingest:
         store,
         changes.pop("directory", Directory()),
         Pipeline(),
-        ManualClock(T0_MS + 10_000),
+        changes.pop("clock", None) or ManualClock(T0_MS + 10_000),
     )
 
 
@@ -261,6 +265,26 @@ def test_rows_are_stamped_with_who_held_the_gpu_at_that_tick(topics, store):
     assert found[id64(SITE, uuid("n1", 0))] == [a, a, b, b]
     assert found[id64(SITE, uuid("n1", 1))] == [1] * 4
     assert found[id64(SITE, uuid("n1", 2))] == [0] * 4
+
+
+def test_a_contract_that_is_imported_meanwhile_stamps_what_comes(topics, store):
+    """Within half a minute: contracts reach a running pipeline through the store."""
+    topics.add(Partition("inventory", 0), encode_record(inventory("n1", gpus=1)), T0_MS)
+    clock = ManualClock(T0_MS + 10_000)
+    reader = ingest(topics, store, clock=clock)
+    topics.add(SAMPLES, message(gpus=1), T0_MS + 5000)
+    assert reader.drain(20)
+    text = (Path(__file__).parents[2] / "deploy/contracts.example.toml").read_text()
+    example = contracts.parse(text, "example", SITE, T0_MS)[0]
+    everywhere = (contracts.Selector(node=("*",)),)
+    lease = replace(example, tenant="a", site=SITE, selectors=everywhere, from_ms=0, until_ms=None)
+    contract_store.write(store, [lease])
+    clock.advance(CONTRACTS_EVERY_MS / 1000)
+    topics.add(SAMPLES, message(gpus=1, seq=1, t0_ms=T0_MS + 4000), T0_MS + 9000)
+    assert reader.drain(20)
+    reader.close()
+    found = store.query("SELECT DISTINCT seq, tenant FROM gpu_samples ORDER BY seq").rows
+    assert found == [(0, 0), (1, id64("", "a"))]
 
 
 def test_claims_that_ended_long_ago_are_forgotten(topics, store):

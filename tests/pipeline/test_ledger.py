@@ -266,6 +266,8 @@ def test_node_meters_go_to_the_holders_of_the_node(desk):
     assert use.gpu_energy_kwh is None
     total = desk.statement().total
     assert total.node_energy_kwh == pytest.approx(898 / 3600, abs=1e-9)
+    _, _, said = desk.run("ledger", "status")
+    assert "node meter n7: 1 negative readings were passed over" in said
 
 
 def test_jobs_that_share_a_metered_node_by_their_gpus(desk):
