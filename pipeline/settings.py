@@ -114,6 +114,22 @@ class Ledger(_Section, frozen=True):
     close_every_s: int = 60
 
 
+class Alerts(_Section, frozen=True):
+    """Evaluating rules, and whom to tell.
+
+    cap_kw: kilowatts by "site", "hall h01", "rack h01-r03" ...; thresholds: by the rule's name, in
+    its unit.
+    """
+
+    interval_s: int = 15
+    alertmanagers: tuple[str, ...] = ()
+    webhook: str = ""
+    dashboards_url: str = "http://127.0.0.1:8080"
+    disabled: tuple[str, ...] = ()
+    cap_kw: dict[str, float] = {}
+    thresholds: dict[str, float] = {}
+
+
 class Settings(_Section, frozen=True):
     """Everything that can be configured."""
 
@@ -123,6 +139,7 @@ class Settings(_Section, frozen=True):
     clickhouse: ClickHouse = ClickHouse()
     pipeline: Pipeline = Pipeline()
     ledger: Ledger = Ledger()
+    alerts: Alerts = Alerts()
 
 
 def load(path: Path | None, env: Mapping[str, str] = os.environ) -> Settings:
@@ -197,6 +214,8 @@ def _checked(settings: Settings) -> Settings:
         )
     if not 500 <= agent.meter_period_ms <= 10_000:
         raise Refuse(f"[agent] meter_period_ms={agent.meter_period_ms}: it is from 500 to 10000")
+    if not 1 <= settings.alerts.interval_s <= 300:
+        raise Refuse(f"[alerts] interval_s={settings.alerts.interval_s}: it is from 1 to 300")
     return settings
 
 

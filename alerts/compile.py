@@ -1,0 +1,51 @@
+"""Rules of one signal as one query: what breaks a threshold, and nothing else, comes back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from alerts.rule import Rule, Signal
+
+AT: Final = "{at:DateTime('UTC')}"
+"""The evaluator's parameter: the time of evaluation."""
+MAX_ROWS: Final = 10_000
+"""Of one answer: a site that is dark is one page, not a million rows."""
+
+
+def query(signal: Signal, rules: Sequence[Rule], thresholds: Mapping[str, float]) -> str:
+    """Labels, then one column per rule by its name: the value where it breaks, else NULL.
+
+    `at` and `caps` are still to be bound, see `bound`.
+    """
+    labels = ", ".join(f"toString({sql}) AS {name}" for name, sql in signal.labels.items())
+    values = ", ".join(f"toFloat64({rule.value}) AS v_{rule.name}" for rule in rules)
+    broken = [
+        f"v_{r.name} {r.operator} {thresholds.get(r.name, r.threshold)!r}" for r in rules
+    ]  # fmt: skip
+    picked = ", ".join(
+        f"if({broke}, v_{rule.name}, NULL) AS {rule.name}"
+        for rule, broke in zip(rules, broken, strict=True)
+    )
+    names = ", ".join(signal.labels)
+    grouped = f" GROUP BY {names}" if names else ""
+    lead = f"{names}, " if names else ""
+    return (
+        f"{signal.with_} SELECT {lead}{picked} FROM (SELECT {labels}{', ' if labels else ''}{values}"  # noqa: S608
+        f" FROM {signal.source}{grouped}) WHERE {' OR '.join(broken)} LIMIT {MAX_ROWS}"
+    ).strip()
+
+
+def bound(sql: str, caps_w: Mapping[str, float], at: str = AT) -> str:
+    """The query with its time and the configured caps ("site", or "rack h01-r03": watts)."""
+    rows = ", ".join(
+        f"('{scope}', '{_quoted(name)}', {watts!r})"
+        for key, watts in caps_w.items()
+        for scope, _, name in (key.partition(" "),)
+    )
+    table = f"values('scope String, name String, watts Float64', {rows})" if rows else (
+        "(SELECT '' AS scope, '' AS name, toFloat64(0) AS watts WHERE 0)"
+    )  # fmt: skip
+    return sql.replace("$caps", table).replace("$at", at)
+
+
+def _quoted(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("'", "\\'")
