@@ -168,10 +168,20 @@ def _verify(args: argparse.Namespace, _: Settings) -> int:
     return 0 if all(found.ok for found in findings) else 1
 
 
+def _dashboards(args: argparse.Namespace, settings: Settings) -> int:
+    from dashboards import command
+
+    if args.action == "generate":
+        return command.generate(args)
+    return command.publish(args, settings.grafana, settings.clickhouse, SystemClock())
+
+
 def _bench(args: argparse.Namespace, settings: Settings) -> int:
     import importlib
 
-    module = importlib.import_module(f"pipeline.bench.{args.what}")
+    # What asks the dashboards' queries stands with them, above the pipeline.
+    name = "dashboards.bench" if args.what == "query" else f"pipeline.bench.{args.what}"
+    module = importlib.import_module(name)
     body: Callable[[argparse.Namespace, Settings], int] = module.run
     return body(args, settings)
 

@@ -140,9 +140,7 @@ def _common(built: Any, panel: Panel) -> None:
     if panel.label:
         built.display_name(f"${{__field.labels.{panel.label}}}")
     steps = [model.Threshold(None, GOOD), *(model.Threshold(v, c) for v, c in panel.thresholds)]
-    built.thresholds(
-        dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps)
-    )
+    built.thresholds(dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps))
     for column, unit in panel.columns.items():
         built.override_by_name(column, [model.DynamicConfigValue("unit", unit)])
 

@@ -5,7 +5,7 @@ The shapes of results are a closed dialect, which Grafana and the console both d
 | kind | columns of the result |
 |---|---|
 | timeseries | `time`, then either a text column named by `label` and one value, or values only |
-| stat, gauge | one row; every column is a value with the column's name |
+| stat, gauge | one row; every column is a value with the column's name; of a stat also text, and units by column in `columns` |
 | bargauge | a text column, then a value: a bar per row |
 | table | any; units by column in `columns`, links by column in `links` |
 | heatmap | `time`, a text column named by `label` (a row of cells each), a value |

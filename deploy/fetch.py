@@ -1,6 +1,6 @@
 """Fetch real servers and tools for tests and benches, once, into `.cache/`, without root.
 
-    python -m deploy.fetch kafka|prometheus|all
+    python -m deploy.fetch kafka|prometheus|grafana-schema|all
 
 What cannot be fetched is named, and the rest goes on: tests of a missing part are skipped by name.
 """
@@ -46,6 +46,9 @@ _POM: Final = f"""\
 </project>
 """
 _DEBIAN: Final = ("prometheus", "prometheus-alertmanager")
+GRAFANA_SCHEMA_VERSION: Final = "13.2.3"
+TYPESCRIPT_VERSION: Final = "7.0.2"
+NODE_NEEDED: Final = 20
 
 
 def java() -> str:
@@ -116,6 +119,50 @@ def fetch_prometheus(cache: Path = CACHE) -> Path:
     return prometheus_programs(cache)
 
 
+def grafana_schema(cache: Path = CACHE) -> Path:
+    """A folder whose node_modules hold Grafana's types and the compiler. Raises Unavailable."""
+    folder = cache / "npm" / f"{GRAFANA_SCHEMA_VERSION}-{TYPESCRIPT_VERSION}"
+    if not folder.is_dir():
+        raise Unavailable(
+            "Grafana's schema was not fetched: run `python -m deploy.fetch grafana-schema`"
+        )
+    return folder
+
+
+def fetch_grafana_schema(cache: Path = CACHE) -> Path:
+    """Have npm install Grafana's types and TypeScript, unless they are there. Raises Unavailable."""
+    _node()
+    with contextlib.suppress(Unavailable):
+        return grafana_schema(cache)
+    if shutil.which("npm") is None:
+        raise Unavailable("no npm in PATH: it fetches Grafana's schema and TypeScript")
+    folder = cache / "npm" / f"{GRAFANA_SCHEMA_VERSION}-{TYPESCRIPT_VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        # Without a manifest of its own npm would install into the first folder above that has one.
+        (made / "package.json").write_text('{"private": true, "type": "module"}\n')
+        _run(
+            ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact",
+             f"@grafana/schema@{GRAFANA_SCHEMA_VERSION}", f"typescript@{TYPESCRIPT_VERSION}"],
+            made,
+        )  # fmt: skip
+        _publish(made, folder)
+    return folder
+
+
+def _node() -> None:
+    path = shutil.which("node")
+    if path is None:
+        raise Unavailable(f"no node in PATH: TypeScript needs Node {NODE_NEEDED} or newer")
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.match(r"v(\d+)", said)
+    if match is None or int(match[1]) < NODE_NEEDED:
+        found = match[1] if match else "unknown"
+        raise Unavailable(f"{path} is Node {found}: TypeScript needs {NODE_NEEDED} or newer")
+
+
 def _publish(made: Path, final: Path) -> None:
     # A rename, so that two sessions that fetch at once never see half a folder.
     try:
@@ -141,6 +188,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
 PARTS: Final[dict[str, Callable[[], Path]]] = {
     "kafka": fetch_kafka,
     "prometheus": fetch_prometheus,
+    "grafana-schema": fetch_grafana_schema,
 }
 
 

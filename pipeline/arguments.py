@@ -68,6 +68,7 @@ def parser() -> Parser:
     _add_running(command)
     _add_asking(command)
     _add_keeping(command)
+    _add_sights(command)
     return made
 
 
@@ -87,8 +88,11 @@ def _add_running(command: Command) -> None:
         stored=True, as_json=False,
     )  # fmt: skip
     bench = command("bench", "measure this machine", "bench ingest --quick")
-    bench.add_argument("what", choices=("ingest", "agent", "ledger"))
-    bench.add_argument("--quick", action="store_true", help="at most a minute")
+    bench.add_argument("what", choices=("ingest", "agent", "ledger", "query"))
+    bench.add_argument("--quick", action="store_true", help="smaller: a minute or two")
+    bench.add_argument(
+        "--gpus", type=_positive, metavar="N", help="query: of the site that is asked (220000)"
+    )
 
 
 def _add_asking(command: Command) -> None:
@@ -175,6 +179,38 @@ def _add_keeping(command: Command) -> None:
     restore.add_argument("--data", metavar="D", help="folder that has no store yet")
 
 
+def _add_sights(command: Command) -> None:
+    """What people look at, and what wakes them."""
+    boards = command(
+        "dashboards", "Grafana's dashboards: written as files, brought into a Grafana",
+        "dashboards publish --grafana https://grafana.example:3000 --dry-run",
+    )  # fmt: skip
+    boards.add_argument("action", choices=("generate", "publish"))
+    boards.add_argument("--check", action="store_true", help="generate: only say what differs")
+    boards.add_argument("--grafana", metavar="URL", help="publish: where; the token is in [grafana]")
+    boards.add_argument("--dry-run", action="store_true", help="publish: only show what changes")
+    boards.add_argument("--folder", metavar="NAME", help="publish: the folder in Grafana")
+    boards.add_argument(
+        "--force", action="store_true", help="publish: also over what somebody changed in Grafana"
+    )
+    boards.add_argument(
+        "--tenant", action="append", default=[], metavar="X",
+        help="publish: this tenant's folder, data source and dashboard, not the site's",
+    )  # fmt: skip
+    boards.add_argument(
+        "--password-file", action="append", default=[], metavar="F",
+        help="for each --tenant: the password of its ClickHouse user",
+    )  # fmt: skip
+    boards.add_argument(
+        "--user", action="append", default=[], metavar="U",
+        help="for each --tenant: its ClickHouse user (<database>_tenant_<id>_grafana)",
+    )  # fmt: skip
+    boards.add_argument(
+        "--viewer", action="append", default=[], metavar="team:NAME|user:LOGIN",
+        help="for each --tenant: who sees it; without, everybody in the organisation",
+    )  # fmt: skip
+
+
 def _add_period(to: Parser) -> None:
     to.add_argument("--site", metavar="S")
     to.add_argument("--from", dest="since", metavar="T", help="ISO 8601, epoch ms, or -24h")
@@ -208,5 +244,5 @@ def _add_columns(to: Parser) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of nodes")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return number

@@ -179,7 +179,7 @@ claims AS
 SELECT site, holder, span.1, span.2, count()
 FROM
 (
-    SELECT site, holder, arrayJoin({_UNION}) AS span FROM claims GROUP BY site, holder, gpu
+    SELECT site, holder, arrayJoin({UNION}) AS span FROM claims GROUP BY site, holder, gpu
 )
 GROUP BY site, holder, span"""
     ).rows
@@ -188,7 +188,7 @@ GROUP BY site, holder, span"""
     return [*(row for row in claimed if row[1]), *free, *taken]
 
 
-_UNION: Final = """arrayFold(
+UNION: Final = """arrayFold(
         (done, next) -> if(
             notEmpty(done) AND done[-1].2 >= next.1,
             arrayPushBack(arrayPopBack(done), (done[-1].1, greatest(done[-1].2, next.2))),

@@ -26,13 +26,30 @@ from pipeline.errors import Refuse
 from pipeline.records import SHARED, UNALLOCATED, id64
 from pipeline.settings import ClickHouse
 
-_CLOSED: Final = (
-    " AND (site, ts, version) IN (SELECT site, ts, max(version) FROM {db}.ledger_closes"
-    " WHERE state = 'closed' GROUP BY site, ts)"
+_VIEWS: Final = {
+    "power_seconds": "tenant = {tenant}",
+    "tenant_minutes": "tenant = {tenant}",
+    "ledger_use": "tenant = {tenant}",
+    "contracts": "tenant_id = {tenant}",
+    "tenants": "id = {tenant}",
+    "sites": (
+        "name IN (SELECT site FROM {db}.contracts WHERE tenant_id = {tenant}"
+        " UNION ALL SELECT site FROM {db}.allocations WHERE tenant_id = {tenant})"
+    ),
+    "settled": "1",
+}
+"""What a tenant sees: tables and views of the site, and which of their rows are the tenant's.
+
+Site names and `settled`, a time, come from tables without a tenant: the filter is their only wall."""
+_READS: Final = (
+    *(f"SELECT ON {{db}}.{name}" for name in _VIEWS),
+    "SELECT ON {db}.ledger_holders",
+    "SELECT(site, ts, version, state) ON {db}.ledger_closes",
+    "SELECT(site, tenant, tenant_id) ON {db}.allocations",
+    "SELECT(site, site_id) ON {db}.inventory",
+    "SELECT(at, kind, watermark) ON {db}.ingest_log",
 )
-_VIEWS: Final = {"power_seconds": "", "tenant_minutes": "", "ledger_holders": _CLOSED}
-"""What a tenant sees: tables with a `tenant` column, and which of its rows count."""
-_CLOSES: Final = "SELECT(site, ts, version, state) ON {db}.ledger_closes"
+"""What a definer needs for them: a view of the site reads as whoever asks it."""
 _TENANT_LIMITS: Final = {
     "readonly": 1, "max_execution_time": 60, "max_memory_usage": 4 << 30,
     "max_rows_to_read": 200_000_000, "max_result_rows": 1_000_000,
@@ -104,7 +121,7 @@ def _staff(settings: ClickHouse) -> Iterator[str]:
     )
     yield (
         "-- For `megawatch migrate`.\n"
-        "GRANT SELECT, INSERT, CREATE TABLE, CREATE VIEW, ALTER ADD COLUMN"
+        "GRANT SELECT, INSERT, CREATE TABLE, CREATE VIEW, DROP VIEW, ALTER ADD COLUMN"
         f" ON {db}.*, {engines} TO {owner} WITH REPLACE OPTION"
     )
     yield f"GRANT SELECT, INSERT ON {db}.* TO {writer} WITH REPLACE OPTION"
@@ -137,18 +154,18 @@ def _tenant(
             f"CREATE ROW POLICY OR REPLACE {role} ON {db}.{table} FOR SELECT"
             f" USING {column} = {number} AS RESTRICTIVE TO {role}, {definer}"
         )
-    reads = ", ".join(f"SELECT ON {db}.{table}" for table in _VIEWS)
-    yield f"GRANT {reads}, {_CLOSES.format(db=db)} TO {definer} WITH REPLACE OPTION"
+    reads = ", ".join(one.format(db=db) for one in _READS)
+    yield f"GRANT {reads} TO {definer} WITH REPLACE OPTION"
     yield _profile(role, _TENANT_LIMITS)
     yield f"CREATE QUOTA OR REPLACE {role} NOT KEYED {_QUOTA} TO {role}"
     yield f"CREATE DATABASE IF NOT EXISTS {role}"
-    for table, which in _VIEWS.items():
-        rows = f"SELECT * FROM {db}.{table} WHERE tenant = {number}"  # noqa: S608 - quoted
+    for view, which in _VIEWS.items():
+        rows = f"SELECT * FROM {db}.{view} WHERE {which.format(db=db, tenant=number)}"  # noqa: S608
         yield (
-            f"CREATE OR REPLACE VIEW {role}.{table} DEFINER = {definer} SQL SECURITY DEFINER AS"
-            f" {rows}{which.format(db=db)}"
+            f"CREATE OR REPLACE VIEW {role}.{view} DEFINER = {definer} SQL SECURITY DEFINER AS"
+            f" {rows}"
         )
-    seen = ", ".join(f"SELECT ON {role}.{table}" for table in _VIEWS)
+    seen = ", ".join(f"SELECT ON {role}.{view}" for view in _VIEWS)
     yield (
         "-- Its users are made by hand:\n"
         "-- CREATE USER name IDENTIFIED WITH sha256_password BY '...'"

@@ -206,7 +206,9 @@ def _for_form(sql: str, form: Form) -> str:
     return sql
 
 
-_TABLE: Final = re.compile(r"CREATE (?:TABLE|VIEW) IF NOT EXISTS (?:\w+\.)?(\w+)")
+_TABLE: Final = re.compile(
+    r"CREATE (?:TABLE IF NOT EXISTS|VIEW IF NOT EXISTS|OR REPLACE VIEW) (?:\w+\.)?(\w+)"
+)
 _SHARD_BY: Final = {"gpu_samples": "gpu", "gpu_health": "gpu", "slice_samples": "gpu",
                     "gpu_minutes": "gpu", "gpu_latest": "gpu"}  # fmt: skip
 

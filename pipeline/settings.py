@@ -114,6 +114,20 @@ class Ledger(_Section, frozen=True):
     close_every_s: int = 60
 
 
+class GrafanaSettings(_Section, frozen=True):
+    """Where dashboards and rules are published, and how Grafana reads ClickHouse."""
+
+    url: str = ""
+    token: str = ""
+    token_file: str = ""
+    ca_file: str = ""
+    folder: str = "Megawatch"
+    clickhouse_url: str = ""
+    reader: str = "reader"
+    reader_password: str = ""
+    reader_password_file: str = ""
+
+
 class Alerts(_Section, frozen=True):
     """Evaluating rules, and whom to tell.
 
@@ -140,6 +154,7 @@ class Settings(_Section, frozen=True):
     pipeline: Pipeline = Pipeline()
     ledger: Ledger = Ledger()
     alerts: Alerts = Alerts()
+    grafana: GrafanaSettings = GrafanaSettings()
 
 
 def load(path: Path | None, env: Mapping[str, str] = os.environ) -> Settings:

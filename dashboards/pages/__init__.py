@@ -2,7 +2,14 @@
 
 from typing import Final
 
-from dashboards.pages import site
+from dashboards.pages import fleet, node, pipeline, site, tenant, workload
 from dashboards.panel import Page
 
-PAGES: Final[tuple[Page, ...]] = (*site.PAGES,)
+PAGES: Final[tuple[Page, ...]] = (
+    *site.PAGES,
+    *tenant.PAGES,
+    *workload.PAGES,
+    *pipeline.PAGES,
+    *fleet.PAGES,
+    *node.PAGES,
+)

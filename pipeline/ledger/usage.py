@@ -277,7 +277,7 @@ class _Maker:
         mine = [
             c for c in self.contracts
             if id64("", c.tenant) == key[0] and c.from_ms < self.period[1]
-            and (c.until_ms is None or c.until_ms > self.period[0])
+            and (c.until_ms is None or c.until_ms > max(c.from_ms, self.period[0]))
         ]  # fmt: skip
         return max(mine, key=lambda c: c.from_ms, default=None)
 

@@ -252,6 +252,12 @@ availability_pct = 99
     assert use.cost_gpu_hours == 1.0
     assert use.cost == pytest.approx(use.cost_gpu_hours + use.cost_energy)
     assert use.availability_pct == pytest.approx(100, abs=0.3)
+    dearer = text.replace("2.00", "9.00").replace("[[contract]]", "[[contract]]\nuntil = FROM")
+    begins = f"{np.datetime64(T0 + 60_000, 'ms')}Z"
+    withdrawn = dearer.replace(f"{np.datetime64(T0 - 86_400_000, 'ms')}Z", begins)
+    withdrawn = withdrawn.replace("FROM", begins)
+    contract_store.write(desk.store, contracts.parse(withdrawn, "c.toml", SITE, LATER + 1))
+    assert desk.statement(tenant="lab-a").tenants[0].cost_gpu_hours == 1.0
 
 
 def test_node_meters_go_to_the_holders_of_the_node(desk):

@@ -12,7 +12,9 @@ from pipeline.records import id64
 from pipeline.settings import ClickHouse
 
 SETTINGS = ClickHouse(database="watts")
-VIEWS = ("power_seconds", "tenant_minutes", "ledger_holders")
+VIEWS = (
+    "power_seconds", "tenant_minutes", "ledger_use", "contracts", "tenants", "sites", "settled",
+)  # fmt: skip
 HOSTILE = [
     "Acme", "acme", "ac`me", "ac'me", 'ac"me', "a\\", "a\\`", "a\0b", "a\nDROP DATABASE watts;--",
     "a\r\nb", "*/ x /*", "-- x", "; GRANT ALL ON *.* TO x", "\u2028\u2029\x85", "Ünïcødé 🜚", "{db}",
@@ -130,8 +132,9 @@ def test_everything_that_a_tenant_sees_is_filtered_by_its_id_alone():
     for name in HOSTILE:
         number = id64("", name)
         for sql in map(bare, of(name)):
-            if "VIEW" in sql:
-                assert sql.count(f" WHERE tenant = {number}") == 1
+            if "VIEW" in sql and ".settled " not in sql:
+                assert re.search(rf" WHERE (tenant|tenant_id|id) = {number}\b", sql)
+                assert len(re.findall(r"\bWHERE ", sql)) == len(re.findall(r"\bSELECT ", sql))
             if "ROW POLICY" in sql:
                 assert re.search(rf" USING (tenant|tenant_id) = {number} AS RESTRICTIVE TO ", sql)
             assert set(re.findall(r"\d{15,}", re.sub(r"_tenant_\w+|'0+'", "", sql))) <= {
@@ -146,6 +149,8 @@ def test_a_view_reads_as_a_definer_who_is_bound_by_the_same_policy():
     views = [sql for sql in made if "VIEW" in sql]
     read = {table for sql in views for table in re.findall(r"SELECT \* FROM `watts`\.(\w+)", sql)}
     assert read == set(VIEWS)
+    (grant,) = [sql for sql in made if sql.startswith("GRANT") and f" TO {definer} " in sql]
+    tables = set(re.findall(r" ON `watts`\.(\w+)", grant))
     for sql in views:
         assert f" DEFINER = {definer} SQL SECURITY DEFINER AS SELECT" in sql
     bound = {
@@ -154,7 +159,12 @@ def test_a_view_reads_as_a_definer_who_is_bound_by_the_same_policy():
         if (match := re.search(r"ON `watts`\.(\w+) FOR SELECT .* RESTRICTIVE TO (.*)$", sql))
         and match[2] == f"`{role('Acme')}`, {definer}"
     }
-    assert read <= bound
+    views_of_site = {"ledger_use", "tenants", "sites", "settled"}
+    without_tenants = {"ledger_closes", "inventory", "ingest_log"}
+    assert tables - views_of_site - without_tenants <= bound
+    for table in without_tenants:
+        # Of tables that no policy divides, only columns that say nothing about use.
+        assert re.search(rf"SELECT\([a-z_, ]+\) ON `watts`\.{table}\b", grant)
 
 
 def test_every_table_with_a_tenant_has_its_policies(store):
@@ -175,8 +185,21 @@ def test_every_table_with_a_tenant_has_its_policies(store):
         ]
 
 
+def asked(store, *tenants):
+    """What each tenant's views give: {(tenant, view): rows}; run here without their definers."""
+    made = map(bare, statements(ClickHouse(database="default"), tenants))
+    found = {}
+    for sql in made:
+        if named := re.match(r"CREATE OR REPLACE VIEW `default_tenant_(\w{16})`\.(\w+) ", sql):
+            text = sql.split(" SECURITY DEFINER AS ")[1]
+            found[named[1], named[2]] = store.query(text).dicts()
+    return {
+        (name, view): found[f"{id64('', name):016x}", view] for name in tenants for view in VIEWS
+    }
+
+
 def test_the_views_give_a_tenants_rows(store):
-    """Their queries run here, without the definer: of two tenants, one; of two closes, the last."""
+    """Of two tenants, one; of three closes, the last that counts."""
     ids = {"tenant": [id64("", "Acme"), id64("", "Rival")]}
     for table in ("power_seconds", "tenant_minutes"):
         store.insert(table, {"site": [1, 1], "ts": [60, 60], **ids})
@@ -187,14 +210,31 @@ def test_the_views_give_a_tenants_rows(store):
             "INSERT INTO ledger_closes (site, ts, version, state)"
             f" VALUES (1, toDateTime(900, 'UTC'), {version}, '{state}')"
         )
-    made = map(bare, statements(ClickHouse(database="default"), ["Acme", "Nobody"]))
-    views = [sql for sql in made if sql.startswith("CREATE OR REPLACE VIEW")]
-    assert len(views) == 6
-    for sql in views:
-        rows = store.query(sql.split(" SECURITY DEFINER AS ")[1]).dicts()
-        mine = f"{ids['tenant'][0]:016x}" in sql
-        assert [row["tenant"] for row in rows] == ids["tenant"][:mine]
-        assert [row.get("version", 2) for row in rows] == [2] * mine
+    found = asked(store, "Acme", "Nobody")
+    for view in ("power_seconds", "tenant_minutes", "ledger_use"):
+        assert [row["tenant"] for row in found["Acme", view]] == [id64("", "Acme")]
+        assert found["Nobody", view] == []
+    assert [row["version"] for row in found["Acme", "ledger_use"]] == [2]
+    assert len(found["Nobody", "settled"]) == 1
+
+
+def test_the_views_give_a_tenants_names_and_terms(store):
+    """Also of a tenant that only leases, or only runs; sites of others have no name here."""
+    names = ["Acme", "Rival"]
+    store.insert("contracts", {"site": ["north", "south"], "tenant": names,
+                               "tenant_id": [id64("", name) for name in names]})  # fmt: skip
+    store.insert("allocations", {"site": ["east"], "tenant": ["Acme"], "site_id": [id64("east")],
+                                 "tenant_id": [id64("", "Acme")]})  # fmt: skip
+    sites = ["north", "south", "east", "west"]
+    store.insert("inventory", {"site": sites, "site_id": [id64(site) for site in sites],
+                               "gpu_id": [1, 2, 3, 4]})  # fmt: skip
+    found = asked(store, "Acme", "Rival", "Nobody")
+    assert {row["name"] for row in found["Acme", "sites"]} == {"north", "east"}
+    assert [row["id"] for row in found["Rival", "sites"]] == [id64("south")]
+    for name in names:
+        assert [row["tenant"] for row in found[name, "contracts"]] == [name]
+        assert [(r["id"], r["name"]) for r in found[name, "tenants"]] == [(id64("", name), name)]
+    assert all(found["Nobody", view] == [] for view in VIEWS if view != "settled")
 
 
 def test_each_statement_names_only_what_is_there():
