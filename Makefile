@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTHONS := python3.13 python3.12 python3.11 python3
 ARGS ?=
 # Commands that write committed files: each is run with `generate --check`.
-GENERATED ?=
+GENERATED ?= dashboards alerts
 
 .PHONY: help run test quick lint format bench clean distclean
 

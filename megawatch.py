@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from agents.source import Source
+    from dashboards.console import Console
     from pipeline.owner import Output, Run
     from pipeline.store import Store
 
@@ -35,6 +35,8 @@ Body = Callable[[argparse.Namespace, Settings], int]
 
 
 def _up(args: argparse.Namespace, settings: Settings) -> int:
+    from alerts.rules import RULES
+    from alerts.run import Running
     from pipeline import up
     from pipeline.owner import is_owned
     from pipeline.store import open_store
@@ -45,19 +47,37 @@ def _up(args: argparse.Namespace, settings: Settings) -> int:
             f"{data} is in use by another megawatch: stop it first, or choose a new folder"
         )
     settings = _embedded(settings, data)
-    if args.listen:
-        settings = _replace(settings, "agent", listen=args.listen)
     source = _source(args, settings)
     stop = _stop_on_signals()
     store = open_store(settings.clickhouse)
+    console = None
     try:
-        options = up.Options(data, args.duration, args.json)
+        console = _opened_console(settings, store, args.listen)
+        options = up.Options(data, args.duration, args.json, console.url)
+        clock = SystemClock()
+        alerts = Running(settings, store, RULES, clock)
         return up.run(
-            settings, source, store, options, _inside(settings, store), stop, SystemClock()
+            settings, source, store, options, _inside(settings, store), alerts, stop, clock
         )
     finally:
+        if console is not None:
+            console.close()
         source.close()
         store.close()
+
+
+def _opened_console(settings: Settings, store: "Store", listen: str | None) -> "Console":
+    """The console where it was asked for, or beside the usual port if somebody has that."""
+    from dashboards.console import Console
+
+    token = config.secret("", settings.console.token_file)
+    try:
+        return Console(store, listen or settings.console.listen, token)
+    except Refuse as error:
+        if listen or settings.console != config.Console():
+            raise
+        _log.warning("%s; taking another port", error)
+        return Console(store, "127.0.0.1:0", token)
 
 
 def _agent(args: argparse.Namespace, settings: Settings) -> int:
@@ -87,26 +107,10 @@ def _pipeline(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _restore(args: argparse.Namespace, settings: Settings) -> int:
-    from pipeline.store import Store
+    from pipeline.restore import restore
 
     data = Path(args.data or settings.clickhouse.data or _DEFAULT_DATA).resolve()
-    source = Path(args.source).resolve()
-    if not source.exists():
-        raise Refuse(f"there is no backup at {source}")
-    if (data / "store").exists():
-        raise Refuse(f"{data} holds a store already: restore into a new folder")
-    store = Store(_embedded(settings, data).clickhouse)
-    try:
-        store.restore(source)
-        store.migrate()
-    except Retry as error:
-        store.close()
-        shutil.rmtree(data / "store")
-        raise Refuse(f"{source} cannot be restored: {error}") from error
-    finally:
-        store.close()
-    print(f"restored {source} into {data}", file=sys.stderr)
-    return 0
+    return restore(Path(args.source).resolve(), data, _embedded(settings, data).clickhouse)
 
 
 def _topics(args: argparse.Namespace, settings: Settings) -> int:
@@ -155,17 +159,50 @@ def _doctor(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _verify(args: argparse.Namespace, _: Settings) -> int:
-    from pipeline.ledger import chain
+    from pipeline.ledger.verify import verify
 
-    documents = [chain.read_document(_read(Path(name)), name) for name in args.file]
-    findings = chain.verify(documents, [_read(Path(name)) for name in args.key])
-    if any(name.endswith((".html", ".htm")) for name in args.file):
-        print("the seal is of the figures inside, not of the page around them", file=sys.stderr)
-    for found in findings:
-        print(f"{args.file[found.file]}: {'ok' if found.ok else 'BAD'}: {found.sentence}")
-    if args.json:
-        print(json.dumps(msgspec.to_builtins(findings)))
-    return 0 if all(found.ok for found in findings) else 1
+    documents, keys = (
+        [(name, _read(Path(name))) for name in names] for names in (args.file, args.key)
+    )
+    return verify(documents, [key for _, key in keys], args.json)
+
+
+def _alerts(args: argparse.Namespace, settings: Settings) -> int:
+    from alerts import command
+
+    if args.file and args.action != "lint":
+        raise Refuse(f"alerts {args.action} takes no file: leave out {args.file[0]!r}")
+    if args.action == "list":
+        return command.list_rules(settings.alerts, args.json)
+    if args.action == "generate":
+        return command.generate(settings.alerts, args.to or "", args.check)
+    if args.action == "lint":
+        return _lint(args)
+    return _evaluate(args, _stored(args, settings))
+
+
+def _lint(args: argparse.Namespace) -> int:
+    if not args.file:
+        raise Refuse("alerts lint needs a file of Prometheus rules: alerts lint rules.yaml")
+    try:
+        from alerts import lint
+    except ModuleNotFoundError as error:
+        raise Refuse("reading rule files needs PyYAML: pip install 'megawatch[alerts]'") from error
+    return lint.run(args.file, args.json)
+
+
+def _evaluate(args: argparse.Namespace, settings: Settings) -> int:
+    from alerts.rules import RULES
+    from alerts.run import run
+    from pipeline.store import open_store
+
+    _need_own_store(args, settings, "evaluates its rules")
+    stop = _stop_on_signals()
+    store = open_store(settings.clickhouse)
+    try:
+        return run(settings, store, RULES, args.listen, stop, SystemClock())
+    finally:
+        store.close()
 
 
 def _dashboards(args: argparse.Namespace, settings: Settings) -> int:
@@ -199,10 +236,8 @@ def _on_store(args: argparse.Namespace, settings: Settings) -> int:
     settings = _stored(args, settings)
     if settings.clickhouse.data:
         data = Path(settings.clickhouse.data)
-        if args.command not in ("import", "migrate") and not (data / "store").exists():
-            raise Refuse(
-                f"no store in {data}: start one with `megawatch up --data {args.data or data}`"
-            )
+        if args.command not in ("import", "migrate"):
+            _need_store(args, data)
         code = forward(data, sys.argv[1:])
         if code is not None:
             return code
@@ -211,6 +246,24 @@ def _on_store(args: argparse.Namespace, settings: Settings) -> int:
         return _inside(settings, store)(sys.argv[1:], Path.cwd(), sys.stdout, sys.stderr)
     finally:
         store.close()
+
+
+def _need_own_store(args: argparse.Namespace, settings: Settings, what: str) -> None:
+    """For what runs long on a store: it is there, and nobody else has it open."""
+    from pipeline.owner import is_owned
+
+    if settings.clickhouse.data:
+        data = Path(settings.clickhouse.data)
+        if is_owned(data):
+            raise Refuse(f"{data} is open in another megawatch: `megawatch up` {what}")
+        _need_store(args, data)
+
+
+def _need_store(args: argparse.Namespace, data: Path) -> None:
+    if not (data / "store").exists():
+        raise Refuse(
+            f"no store in {data}: start one with `megawatch up --data {args.data or data}`"
+        )
 
 
 # -- wiring -------------------------------------------------------------------------------------

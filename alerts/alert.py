@@ -8,6 +8,7 @@ from typing import Literal
 from alerts.rule import Severity
 
 State = Literal["pending", "firing", "resolved"]
+Told = Literal["", "firing", "resolved"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,8 @@ class Alert:
     """Since when it is not broken any more, while keep_firing_for still holds it."""
     resolved_ms: int = 0
     sent_ms: int = 0
+    told: Told = ""
+    """The last state that somebody has been told, at sent_ms."""
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property

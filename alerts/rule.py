@@ -29,9 +29,11 @@ class Signal:
     `$at` in the SQL stands for the time of evaluation, a DateTime('UTC') on a whole second: behind
     the watermark where `clock` is "data", else now. `$caps` stands for the configured caps, a table
     of (scope String, name String, watts Float64).
-    labels: label name to SQL over `source`; a label is text, and is stable while an alert lasts.
+    labels: label name to SQL over `source`; a label is text, and is stable while an alert lasts. Its
+        name hides a column of that name from the rules' values.
     source: what follows FROM, up to WHERE; the values of rules are aggregates over its groups.
-    present: SQL of a number; 0 means that there is nothing to judge (no data).
+    present: SQL aggregate over `source`; 0 means that there is nothing to judge (no data).
+    every_s: how often it is worth its cost; a multiple of the evaluator's interval.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Signal:
     source: str
     present: str
     with_: str = ""
+    every_s: int = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +50,9 @@ class Rule:
     """Fires when `value` of a group is above (or below) `threshold` for `for_s`.
 
     value: SQL aggregate over the signal's source, in `unit`; NULL is not judged. threshold may be
-    overridden by name in the configuration. summary: one line for the person woken, with {value}
-    and {labels' names}. promql: the same on the agents' or pipelines' own metrics, where the
+    overridden by name in the configuration. folds: whether it may be a symptom of something larger,
+    told with it; not what is a danger by itself, such as a cap. summary: one line for the person
+    woken, with {value} and {labels' names}. promql: the same on the agents' or pipelines' own metrics, where the
     symptom lives there; a rule has SQL (signal and value), PromQL, or both.
     """
 
@@ -68,6 +72,7 @@ class Rule:
     page: str = "site"
     tenant_visible: bool = False
     promql: str = ""
+    folds: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -69,6 +69,7 @@ def parser() -> Parser:
     _add_asking(command)
     _add_keeping(command)
     _add_sights(command)
+    _add_alerts(command)
     return made
 
 
@@ -77,16 +78,23 @@ def _add_running(command: Command) -> None:
     up = command("up", "everything in one process", "up --simulate 4")
     up.add_argument("--data", metavar="D", help="folder for store and spool (data)")
     up.add_argument("--duration", type=float, metavar="S", help="end after so many seconds")
+    up.add_argument("--listen", metavar="HOST:PORT", help="where the dashboards are served")
     _add_source(up)
     agent = command(
         "agent", "sample this node and ship it to Kafka", "agent --source nvml", as_json=False
     )
     agent.add_argument("--spool", metavar="DIR", help="folder of the spool")
+    agent.add_argument("--listen", metavar="HOST:PORT", help="where /metrics is served")
     _add_source(agent)
     command(
         "pipeline", "Kafka to ClickHouse", "pipeline --store http://localhost:8123",
         stored=True, as_json=False,
     )  # fmt: skip
+    console = command(
+        "console", "the dashboards on a local page", "console --data data", stored=True,
+        as_json=False,
+    )  # fmt: skip
+    console.add_argument("--listen", metavar="HOST:PORT", help="where the page is served")
     bench = command("bench", "measure this machine", "bench ingest --quick")
     bench.add_argument("what", choices=("ingest", "agent", "ledger", "query"))
     bench.add_argument("--quick", action="store_true", help="smaller: a minute or two")
@@ -187,7 +195,9 @@ def _add_sights(command: Command) -> None:
     )  # fmt: skip
     boards.add_argument("action", choices=("generate", "publish"))
     boards.add_argument("--check", action="store_true", help="generate: only say what differs")
-    boards.add_argument("--grafana", metavar="URL", help="publish: where; the token is in [grafana]")
+    boards.add_argument(
+        "--grafana", metavar="URL", help="publish: where; the token is in [grafana]"
+    )
     boards.add_argument("--dry-run", action="store_true", help="publish: only show what changes")
     boards.add_argument("--folder", metavar="NAME", help="publish: the folder in Grafana")
     boards.add_argument(
@@ -211,6 +221,24 @@ def _add_sights(command: Command) -> None:
     )  # fmt: skip
 
 
+def _add_alerts(command: Command) -> None:
+    """What wakes people."""
+    alerts = command(
+        "alerts", "rules: listed, generated, evaluated; other people's judged", "alerts list",
+        stored=True,
+    )  # fmt: skip
+    alerts.add_argument("action", choices=("list", "generate", "run", "lint"))
+    alerts.add_argument("file", nargs="*", metavar="FILE", help="lint: Prometheus rule files")
+    alerts.add_argument("--check", action="store_true", help="generate: only say what differs")
+    alerts.add_argument("--to", metavar="DIR", help="generate: as configured, into this folder")
+    alerts.add_argument(
+        "--listen",
+        default="127.0.0.1:9467",
+        metavar="HOST:PORT",
+        help="run: where /metrics is served",
+    )
+
+
 def _add_period(to: Parser) -> None:
     to.add_argument("--site", metavar="S")
     to.add_argument("--from", dest="since", metavar="T", help="ISO 8601, epoch ms, or -24h")
@@ -224,7 +252,6 @@ def _add_source(to: Parser) -> None:
     to.add_argument("--replay", action="append", metavar="FILE", help="a recorded log")
     to.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the replay")
     to.add_argument("--loop", action="store_true", help="replay for ever")
-    to.add_argument("--listen", metavar="HOST:PORT", help="where /metrics is served")
     _add_columns(to)
 
 

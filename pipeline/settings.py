@@ -1,7 +1,8 @@
 """One TOML file, overridable by MEGAWATCH_SECTION__KEY; every key is in the example under deploy/.
 
-An unknown key is an error that names the nearest valid one. Secrets come from the environment or
-from the file that a `..._file` key names, never from a flag, and are never printed.
+Lists and tables are JSON in the environment. An unknown key is an error that names the nearest
+valid one. Secrets come from the environment or from the file that a `..._file` key names, never
+from a flag, and are never printed.
 """
 
 import difflib
@@ -128,6 +129,13 @@ class GrafanaSettings(_Section, frozen=True):
     reader_password_file: str = ""
 
 
+class Console(_Section, frozen=True):
+    """The local page of dashboards."""
+
+    listen: str = "127.0.0.1:8080"
+    token_file: str = ""
+
+
 class Alerts(_Section, frozen=True):
     """Evaluating rules, and whom to tell.
 
@@ -153,6 +161,7 @@ class Settings(_Section, frozen=True):
     clickhouse: ClickHouse = ClickHouse()
     pipeline: Pipeline = Pipeline()
     ledger: Ledger = Ledger()
+    console: Console = Console()
     alerts: Alerts = Alerts()
     grafana: GrafanaSettings = GrafanaSettings()
 
@@ -210,8 +219,10 @@ def _override(tree: dict[str, Any], name: str, value: str) -> None:
     _known(key, kind.__struct_fields__, name)
     target = typing.get_type_hints(kind)[key]
     try:
-        typed = msgspec.convert(value, target, strict=False)
-    except msgspec.ValidationError as error:
+        # Lists and tables are written as JSON.
+        given = msgspec.json.decode(value) if value[:1] in ("[", "{") else value
+        typed = msgspec.convert(given, target, strict=False)
+    except msgspec.MsgspecError as error:
         raise Refuse(f"{name}={value!r}: {error}") from error
     tree.setdefault(section, {})[key] = typed
 

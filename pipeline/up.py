@@ -7,7 +7,7 @@ import threading
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from agents import agent
 from agents.sampler import Snapshot
@@ -64,6 +64,18 @@ class Options:
     data: Path
     duration_s: float | None
     as_json: bool
+    console: str
+    """Address of the page of dashboards."""
+
+
+class Beside(Protocol):
+    """What else runs over the same store; stopping is idempotent."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End within seconds."""
 
 
 def run(
@@ -72,6 +84,7 @@ def run(
     store: Store,
     options: Options,
     serve: Run,
+    beside: Beside,
     stop: threading.Event,
     clock: Clock,
 ) -> int:
@@ -83,10 +96,11 @@ def run(
     owner = Owner(options.data, serve)
     sampling = _Sampling(settings, source, spool, counted, clock)
     begun_s = clock.monotonic_s()
-    shown = _Display(store.another(), counted, service, settings, clock)
+    shown = _Display(store.another(), counted, service, settings, options.console, clock)
     try:
         service.start()
         sampling.start()
+        beside.start()
         while not (stop.is_set() or sampling.ended.is_set() or service.stopping.is_set()):
             left = _left(options.duration_s, clock.monotonic_s() - begun_s)
             if left <= 0:
@@ -94,6 +108,7 @@ def run(
             clock.wait(stop, min(left, 0.5))
             shown.turn()
         sampling.stop()
+        beside.stop()
         drained = service.stop(DRAIN_S if options.duration_s else 3.0, flush=True)
         failed = sampling.failure or service.failed
         if failed is not None:
@@ -106,6 +121,7 @@ def run(
             shown.last()
     finally:
         sampling.stop()
+        beside.stop()
         owner.close()
         shown.close()
         spool.close()
@@ -183,8 +199,15 @@ class _Display:
     """One live block on a terminal, one log line per interval elsewhere."""
 
     def __init__(
-        self, store: Store, counted: Counted, service: Service, settings: Settings, clock: Clock
+        self,
+        store: Store,
+        counted: Counted,
+        service: Service,
+        settings: Settings,
+        console: str,
+        clock: Clock,
     ) -> None:
+        self._console = console
         self._store, self._counted, self._service = store, counted, service
         self._settings, self._clock = settings, clock
         self._tty = sys.stderr.isatty()
@@ -258,6 +281,7 @@ class _Display:
     def _where(self) -> list[tuple[str, str]]:
         data = self._settings.clickhouse.data
         return [
+            ("look", self._console),
             ("ask", f"megawatch power --data {data} --by tenant"),
             ("metrics", f"http://{self._settings.agent.listen}/metrics"),
         ]

@@ -87,7 +87,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     done = megawatch(
         "up", "--simulate", 2, "--duration", 6, "--json", "--data", "data",
-        "--listen", "127.0.0.1:0", cwd=folder,
+        "--listen", "127.0.0.1:0", cwd=folder, MEGAWATCH_AGENT__LISTEN="127.0.0.1:0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.split("\n")[-2])

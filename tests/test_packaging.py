@@ -43,7 +43,7 @@ def test_the_wheel_has_every_module_and_data_file(wheel: zipfile.ZipFile) -> Non
     wanted = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
-        for suffix in ("py", "sql", "xml", "json")
+        for suffix in ("py", "sql", "xml", "json", "js", "css", "html", "svg", "md", "yaml", "sh")
         for path in (ROOT / package).rglob(f"*.{suffix}")
     }
     assert {"pipeline/engine.xml", "pipeline/migrations/0001_gpu_samples.sql"} <= wanted

@@ -23,6 +23,7 @@ TEST_MODULE_LINES: Final = 700
 FUNCTION_LINES: Final = 60
 
 BROAD: Final = {
+    "alerts/evaluator.py": "the evaluator's loop: logs, counts the round as failed, the next one is due",
     "agents/agent.py": "the agent's threads: logs, ends the agent, which is restarted",
     "pipeline/service.py": "the pipeline's threads: logs, ends the pipeline, which is restarted",
     "pipeline/store.py": "chDB raises bare exceptions: each becomes one of ours, none is swallowed",

@@ -127,6 +127,7 @@ def up(tmp_path_factory):
     process = subprocess.Popen(
         [*MEGAWATCH, "up", "--simulate", "1", "--data", str(data), "--listen", "127.0.0.1:0"],
         stderr=subprocess.PIPE,
+        env=os.environ | {"MEGAWATCH_AGENT__LISTEN": "127.0.0.1:0"},
     )
     until = time.monotonic() + 20
     while time.monotonic() < until and not asked(data, "SELECT count() FROM gpu_samples") > 0:

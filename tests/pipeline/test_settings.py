@@ -124,3 +124,15 @@ def test_any_environment_is_understood_or_refused(names):
     """Never another exception."""
     with contextlib.suppress(Refuse):
         load(None, {f"MEGAWATCH_{name}": value for name, value in names.items()})
+
+
+def test_lists_and_tables_from_the_environment_are_json():
+    """And what is no JSON is said by name."""
+    env = {
+        "MEGAWATCH_ALERTS__ALERTMANAGERS": '["http://a:9093"]',
+        "MEGAWATCH_ALERTS__CAP_KW": '{"site": 1500}',
+    }
+    found = load(None, env).alerts
+    assert (found.alertmanagers, found.cap_kw) == (("http://a:9093",), {"site": 1500.0})
+    with pytest.raises(Refuse, match="MEGAWATCH_ALERTS__CAP_KW='{'"):
+        load(None, {"MEGAWATCH_ALERTS__CAP_KW": "{"})

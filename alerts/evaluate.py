@@ -1,0 +1,108 @@
+"""One round over the store: a query per signal, at one time, and what it says of each rule."""
+
+import datetime as dt
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from alerts import compile as compiler
+from alerts.rule import Rule, Signal, by_signal
+from alerts.state import Answer, Hit
+from pipeline.clock import Clock
+from pipeline.errors import Retry
+from pipeline.store import Store
+
+_log: Final = logging.getLogger("megawatch.alerts")
+
+LIMITS: Final = {"max_execution_time": 10, "max_memory_usage": 4 << 30}
+"""Of one query of a signal, in seconds and bytes."""
+NOT_SETTLED_S: Final = 4_102_444_800
+"""The view `settled` says 2105 where no pipeline is alive: then data rules have nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Answers by rule; None for a rule whose query failed, and why."""
+
+    answers: dict[str, Answer | None] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """UTC milliseconds of this round: now, and up to where seconds are complete (0: unknown)."""
+
+    now_ms: int
+    settled_ms: int
+
+    def of(self, signal: Signal) -> int:
+        """When a signal is judged; 0: it cannot be."""
+        return self.now_ms if signal.clock == "wall" else self.settled_ms
+
+
+def settled_ms(store: Store) -> int:
+    """Up to where seconds are complete, UTC; 0 without a live pipeline. Raises Retry."""
+    until_s: int = store.query("SELECT toUnixTimestamp(until) FROM settled").rows[0][0]
+    return 0 if until_s > NOT_SETTLED_S else until_s * 1000
+
+
+def ask(
+    store: Store, rules: Sequence[Rule], thresholds: Mapping[str, float],
+    caps_w: Mapping[str, float], times: Times, clock: Clock, until_s: float,
+) -> Asked:  # fmt: skip
+    """Ask what rules need at their signals' times, until the clock's `until_s` at the latest.
+
+    A signal whose query fails is asked rule by rule, so that one bad rule does not hide the others.
+    """
+    asked = Asked()
+    for group in by_signal(rules).values():
+        signal = group[0].signal
+        at_ms = times.of(signal) if signal else 0
+        if signal is None or not at_ms:
+            continue
+        _ask_together(store, group, thresholds, caps_w, at_ms, asked)
+        failed = [rule for rule in group if rule.name in asked.errors]
+        for rule in failed if len(group) > 1 else ():
+            if clock.monotonic_s() >= until_s:
+                break
+            _ask_together(store, [rule], thresholds, caps_w, at_ms, asked)
+    return asked
+
+
+def _ask_together(
+    store: Store, rules: Sequence[Rule], thresholds: Mapping[str, float],
+    caps_w: Mapping[str, float], at_ms: int, asked: Asked,
+) -> None:  # fmt: skip
+    signal = rules[0].signal
+    assert signal is not None, "asked without a signal"
+    at = {"at": dt.datetime.fromtimestamp(at_ms // 1000, dt.UTC)}
+    try:
+        text = compiler.bound(compiler.query(signal, rules, thresholds), caps_w)
+        rows = store.query(text, at, **LIMITS).dicts()
+        present = True
+        if any(rule.no_data != "ok" for rule in rules):
+            text = compiler.bound(_presence(signal), caps_w)
+            present = bool(store.query(text, at, **LIMITS).rows[0][0])
+    except Retry as error:
+        _log.warning("%s: %s", ", ".join(rule.name for rule in rules), error)
+        for rule in rules:
+            asked.answers[rule.name] = None
+            asked.errors[rule.name] = str(error)
+        return
+    whole = len(rows) < compiler.MAX_ROWS
+    for rule in rules:
+        asked.errors.pop(rule.name, None)
+        asked.answers[rule.name] = Answer(_hits(signal, rule, rows), present, whole)
+
+
+def _presence(signal: Signal) -> str:
+    return f"{signal.with_} SELECT toFloat64({signal.present}) FROM {signal.source}".strip()  # noqa: S608
+
+
+def _hits(signal: Signal, rule: Rule, rows: Sequence[Mapping[str, object]]) -> list[Hit]:
+    return [
+        Hit({name: str(row[name] or "") for name in signal.labels}, float(str(row[rule.name])))
+        for row in rows
+        if row[rule.name] is not None
+    ]

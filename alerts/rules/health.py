@@ -1,0 +1,215 @@
+"""What the hardware says of itself: memory errors, links, recovery, XIDs by who must act."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from alerts.rule import Rule, Severity, Signal
+from alerts.rules.topology import PLACE, by_gpu, masked, named, placed
+from pipeline.xids import XIDS, Tier, codes
+
+_LABELS: Final = {
+    "site": named("w.site", "of_site"), "hall": "w.hall", "row": "w.row", "rack": "w.rack",
+    "pdu": "w.pdu", "node": "w.node", "gpu": named("w.uuid", "of_gpu"),
+}  # fmt: skip
+NEWEST_S: Final = 12
+"""Agents flush every 4 s: every GPU that is heard has a row of its newest slow columns in it."""
+APART_S: Final = 60
+_COUNTERS: Final = {
+    "ecc": "ecc_uncorrected_volatile",
+    "links": "ifNull(nvlink_replay_errors, 0) + ifNull(nvlink_recovery_errors, 0)",
+    "replays": "pcie_replays",
+}
+_STATES: Final = (
+    "remap_failure", "remap_pending", "retired_pages_pending", "recovery_action",
+)  # fmt: skip
+
+
+def _grown(name: str, sql: str) -> str:
+    """By how much a counter grew; NULL where the driver was reloaded, or half is missing."""
+    now, before = (f"maxIf(toInt64({sql}), {side})" for side in ("ts >= $at - 12", "ts < $at - 12"))
+    return f"if(uniqExact(driver_epoch) = 1, {now} - {before}, NULL) AS {name}"
+
+
+HEALTH: Final = Signal(
+    name="health",
+    every_s=60,
+    clock="data",
+    labels=_LABELS,
+    present=f"count() + (SELECT count() FROM gpu_health WHERE ts >= $at - {NEWEST_S} AND ts < $at)",  # noqa: S608
+    source=placed(f"""
+    SELECT gpu AS of_gpu, any(site) AS of_site, {", ".join(_grown(n, s) for n, s in _COUNTERS.items())},
+        {", ".join(f"maxIf(ifNull({s}, 0), ts >= $at - {NEWEST_S}) AS now_{s}" for s in _STATES)}
+    FROM gpu_health
+    PREWHERE (ts >= $at - {NEWEST_S} OR ts < $at - {APART_S}) AND ts >= $at - {APART_S + NEWEST_S} AND ts < $at
+    WHERE gpu IN
+    (
+        SELECT gpu FROM gpu_health PREWHERE ts >= $at - {NEWEST_S} AND ts < $at
+        WHERE {" OR ".join(f"ifNull({c}, 0) > 0" for c in (*_STATES, *_COUNTERS.values()))}
+    )
+    GROUP BY gpu
+    HAVING ecc > 0 OR links > 0 OR replays > 0 OR {" OR ".join(f"now_{s} > 0" for s in _STATES)}"""),  # noqa: S608
+)
+
+_KNOWN: Final = ", ".join(map(str, sorted(XIDS)))
+
+
+def _in(*tiers: Tier) -> str:
+    listed = ", ".join(str(code) for tier in tiers for code in codes(tier))
+    return f"kind = 'xid' AND code IN ({listed})"
+
+
+_MINE: Final = f"({_in('application')})"
+_PLACED: Final = (*PLACE, "of_uuid", "tenant", "workload", "xid")
+EVENTS_S: Final = 600
+EVENTS: Final = Signal(
+    name="events",
+    clock="wall",
+    labels={
+        "site": named("of_name", "of_site"),
+        "hall": "of.2",
+        "row": "of.3",
+        "rack": "of.4",
+        "pdu": "of.5",
+        "node": "of.6",
+        "gpu": "of.7",
+        "tenant": "of.8",
+        "workload": "of.9",
+        "xid": "of.10",
+    },
+    present="1 + count()",
+    with_=f"""WITH said AS (
+    SELECT site AS of_site, node AS of_node, gpu AS of_gpu, uuid AS of_uuid, kind, code, max(count) AS things
+    FROM events WHERE ts >= $at - {EVENTS_S} AND ts <= $at + 60 AND kind != 'sxid'
+    GROUP BY of_site, of_node, ts, of_gpu, of_uuid, kind, code LIMIT 100000)""",  # noqa: S608
+    source=f"""(
+    SELECT said.*, of_name, arrayJoin(arrayConcat(
+        if({_MINE}, {masked([("job", ("tenant", "workload", "xid"))], _PLACED)},
+            {masked([("gpu", tuple(c for c in _PLACED if c not in ("tenant", "workload")))], _PLACED)}),
+        if({_in("fatal")}, {masked([("rack", ("hall", "row", "rack", "pdu"))], _PLACED)}, [])
+    )) AS of
+    FROM
+    (
+        SELECT said.*, n.name AS of_name, p.hall AS hall, p.row AS row, p.rack AS rack,
+            p.pdu AS pdu, of_node AS node, if(kind = 'xid', toString(code), '') AS xid,
+            if(l.tenant < 2, '', t.name) AS tenant, ifNull(j.name, '') AS workload
+        FROM said
+        LEFT JOIN sites AS n ON n.id = of_site
+        LEFT JOIN
+        (
+            SELECT node, any(site_id) AS p_site, argMax(hall, from_ts) AS hall,
+                argMax(row, from_ts) AS row, argMax(rack, from_ts) AS rack,
+                argMax(pdu, from_ts) AS pdu
+            FROM inventory WHERE node IN (SELECT of_node FROM said) GROUP BY node, site_id
+        ) AS p ON p.node = of_node AND p.p_site = of_site
+        LEFT JOIN
+        (
+            SELECT gpu, argMax(tenant, ts) AS tenant, argMax(workload, ts) AS workload
+            FROM gpu_latest WHERE gpu IN (SELECT of_gpu FROM said WHERE {_MINE}) GROUP BY gpu
+        ) AS l ON l.gpu = of_gpu
+        LEFT JOIN tenants AS t ON t.id = l.tenant
+        LEFT JOIN
+        (
+            SELECT workload_id AS id, any(workload) AS name FROM allocations
+            WHERE workload_id IN (SELECT workload FROM gpu_latest
+                WHERE gpu IN (SELECT of_gpu FROM said WHERE {_MINE})) GROUP BY workload_id
+        ) AS j ON j.id = l.workload
+    ) AS said
+)""",  # noqa: S608
+)
+
+
+def _health(
+    name: str, question: str, value: str, above: float, summary: str, promql: str, **more: int
+) -> Rule:
+    return Rule(
+        name=name, question=question, severity="ticket", scope="gpu", signal=HEALTH, value=value,
+        above=above, page="node", promql=by_gpu(promql), for_s=more.get("for_s", 0),
+        keep_firing_s=more.get("keep_firing_s", 300),
+        summary="{site} {node}: {gpu} " + summary,
+    )  # fmt: skip
+
+
+def _xid(
+    name: str, question: str, severity: Severity, tiers: Sequence[Tier], above: float, summary: str
+) -> Rule:
+    unlisted = f" OR (kind = 'xid' AND code NOT IN ({_KNOWN}))" if "driver" in tiers else ""
+    return Rule(
+        name=name, question=question, severity=severity, scope="gpu", signal=EVENTS,
+        value=f"nullIf(countIf(of.1 = 'gpu' AND ({_in(*tiers)}{unlisted})), 0)",
+        unit="XIDs", above=above, keep_firing_s=300, summary=summary, page="node",
+    )  # fmt: skip
+
+
+RULES: Final = (
+    _health(
+        "GpuUncorrectableEcc", "Did a GPU's memory lose data within the last minute?",
+        "max(ecc)", 0, "had {value} uncorrectable memory errors within a minute",
+        "increase(DCGM_FI_DEV_ECC_DBE_VOL_TOTAL[5m])", keep_firing_s=1800,
+    ),
+    _health(
+        "GpuRowRemapFailed", "Has a GPU run out of spare memory rows, so that it must be replaced?",
+        "max(now_remap_failure)", 0, "could not remap a memory row: replace it",
+        "DCGM_FI_DEV_ROW_REMAP_FAILURE", for_s=60,
+    ),
+    _health(
+        "GpuRemapPending", "Does a GPU wait for a reset to retire bad memory?",
+        "max(greatest(now_remap_pending, now_retired_pages_pending))", 0,
+        "waits for a reset to retire bad memory", "DCGM_FI_DEV_ROW_REMAP_PENDING", for_s=600,
+    ),
+    _health(
+        "GpuRecoveryAction", "Does the driver ask for a reset, a reboot or a drain?",
+        "max(now_recovery_action)", 0,
+        "asks for recovery action {value} (1 reset, 2 reboot, 3 drain peers, 4 drain and reset)",
+        "DCGM_FI_DEV_GET_GPU_RECOVERY_ACTION", for_s=60,
+    ),
+    _health(
+        "GpuNvlinkErrors", "Does an NVLink replay or recover again and again?",
+        "max(links)", 20, "had {value} NVLink replays and recoveries within a minute",
+        "increase(DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL[1m])"
+        " + increase(DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL[1m])", for_s=60,
+    ),
+    _health(
+        "GpuPcieReplays", "Does a GPU's PCIe link replay so often that it slows the job?",
+        "max(replays)", 8, "had {value} PCIe replays within a minute",
+        "increase(DCGM_FI_DEV_PCIE_REPLAY_COUNTER[1m])", for_s=60,
+    ),
+    _xid(
+        "XidFatal", "Did a GPU report something after which it cannot be trusted?", "ticket",
+        ("fatal",), 0, "{site} {node}: {gpu} had XID {xid}, {value} times in ten minutes",
+    ),
+    _xid(
+        "XidHardware", "Did a GPU report that memory, a link or power is worse than it was?",
+        "ticket", ("hardware",), 0, "{site} {node}: {gpu} had XID {xid}, {value} times in ten minutes",
+    ),
+    _xid(
+        "XidDriver", "Does driver or firmware complain again and again, or with an unknown code?",
+        "info", ("driver",), 2, "{site} {node}: {gpu} had XID {xid}, {value} times in ten minutes",
+    ),
+    Rule(
+        name="XidApplication", question="Did a job die of its own doing?", severity="info",
+        scope="job", signal=EVENTS,
+        value=f"nullIf(countIf(of.1 = 'job' AND {_in('application')}), 0)",
+        unit="XIDs", above=0, keep_firing_s=300, page="job", tenant_visible=True,
+        summary="{workload} of {tenant}: XID {xid}, {value} times in ten minutes",
+    ),
+    Rule(
+        name="XidBurst", question="Do several GPUs of one rack fail together?", severity="page",
+        scope="rack", signal=EVENTS, value="nullIf(uniqExactIf(of_gpu, of.1 = 'rack'), 0)",
+        unit="GPUs", above=3, keep_firing_s=300, page="fleet",
+        summary="{site} {rack}: {value} GPUs had fatal XIDs within ten minutes",
+    ),
+    Rule(
+        name="GpuLost", question="Did a GPU fall off its bus?", severity="ticket", scope="gpu",
+        signal=EVENTS, value="nullIf(countIf(of.1 = 'gpu' AND kind = 'gpu_lost'), 0)",
+        unit="events", above=0, keep_firing_s=1800, page="node",
+        summary="{site} {node}: {gpu} fell off the bus",
+    ),
+    Rule(
+        name="AgentDropping", question="Does an agent throw samples away?", severity="ticket",
+        scope="node", signal=EVENTS,
+        value="nullIf(sumIf(things, of.1 = 'gpu' AND startsWith(kind, 'spool_')), 0)",
+        unit="messages", above=0, keep_firing_s=600, page="service",
+        promql="sum by (instance) (increase(megawatch_agent_spool_dropped_total[10m]))",
+        summary="{site} {node}: the agent threw {value} messages away in ten minutes",
+    ),
+)  # fmt: skip
