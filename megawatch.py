@@ -152,10 +152,14 @@ def _decode(args: argparse.Namespace, _: Settings) -> int:
 
 
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
-    from agents.node_meters import describe
+    from agents import kubernetes, node_meters
     from pipeline.doctor import examine
 
-    return examine(settings, args.json, describe(host=settings.site.hostname))
+    probes = {"node meter": node_meters.describe(host=settings.site.hostname)}
+    if settings.kubernetes.socket:
+        socket = Path(settings.kubernetes.socket)
+        probes["kubelet"] = kubernetes.describe(socket, settings.kubernetes.resources)
+    return examine(settings, args.json, probes)
 
 
 def _verify(args: argparse.Namespace, _: Settings) -> int:

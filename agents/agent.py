@@ -11,6 +11,7 @@ from typing import Final
 
 from agents.exporter import Exporter
 from agents.exposition import Totals
+from agents.kubernetes import Pods, open_pods
 from agents.node_meters import Meters, discover
 from agents.sampler import Observer, Sampler
 from agents.shipper import Producer, Shipper
@@ -18,6 +19,7 @@ from agents.source import Source
 from pipeline.clock import Clock
 from pipeline.errors import Refuse
 from pipeline.outbox import Outbox
+from pipeline.records import Record
 from pipeline.settings import Settings, secret
 from pipeline.spool import Spool
 from pipeline.web import Web
@@ -62,8 +64,17 @@ def run(
             found = discover(host=settings.site.hostname)
             meters = Meters(settings.site.name, found, clock, settings.agent.meter_period_ms)
             stack.callback(meters.close)
+        pods = _pods(settings, source, clock)
+        if pods is not None:
+            stack.callback(pods.close)
+            pods.start(settings.agent.period_ms)
         sampler = Sampler(
-            source, spool, settings, clock, [totals, *observers], meters.read if meters else None
+            source,
+            spool,
+            settings,
+            clock,
+            [totals, *([pods] if pods else []), *observers],
+            _beside([probe.read for probe in (meters, pods) if probe is not None]),
         )
         shipper = None
         if producer_factory is not None:
@@ -79,10 +90,29 @@ def run(
             settings.agent.period_ms,
             version(),
             meters,
+            pods,
         )
         web = _web(settings, exporter)
         stack.callback(web.close)
         return _run_threads(sampler, shipper, stop)
+
+
+def _pods(settings: Settings, source: Source, clock: Clock) -> Pods | None:
+    """Who holds the GPUs; a simulated or replayed node has no kubelet."""
+    asked = settings.kubernetes
+    if not asked.socket or source.name not in ("nvml", "dcgm"):
+        return None
+    folder = Path(settings.agent.spool)
+    return open_pods(settings.site, asked.socket, asked.resources, asked.pod_label, folder, clock)
+
+
+def _beside(
+    probes: Sequence[Callable[[int], Sequence[Record]]],
+) -> Callable[[int], Sequence[Record]] | None:
+    """What every probe has to tell, as one."""
+    if not probes:
+        return None
+    return lambda now_ms: [record for read in probes for record in read(now_ms)]
 
 
 def _run_threads(sampler: Sampler, shipper: Shipper | None, stop: threading.Event) -> int:

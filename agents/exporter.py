@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 
 from agents.cost import measure
 from agents.exposition import FROM_49, UP_TO_48, Dialect, Totals, render
+from agents.kubernetes import Pods
 from agents.node_meters import Meters
 from agents.sampler import Sampler, Snapshot
 from agents.shipper import Shipper
@@ -67,6 +68,7 @@ class Exporter:
     period_ms: int
     version: str
     meters: Meters | None = None
+    pods: Pods | None = None
 
     def pages(self) -> Pages:
         """By path."""
@@ -96,6 +98,11 @@ class Exporter:
             yield from self._shipping(self.shipper)
         if self.meters is not None:
             yield from self._metering(self.meters)
+        if self.pods is not None:
+            yield _gauge("pods", "Pods that hold GPUs", self.pods.holders)
+            yield _gauge("pods_seen_ms", "When the kubelet last answered", self.pods.seen_ms)
+            yield _gauge("pod_devices_unplaced", "Held, but not known", len(self.pods.unplaced))
+            yield _counters("pods_errors", "Polls in trouble", "reason", self.pods.errors)
 
     def _fresh(self) -> Snapshot | None:
         """The newest reading, unless it is so old that it must vanish."""

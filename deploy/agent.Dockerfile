@@ -10,7 +10,7 @@ COPY dashboards dashboards
 COPY alerts alerts
 COPY deploy deploy
 RUN python -m venv /opt/megawatch \
- && /opt/megawatch/bin/pip install --no-cache-dir -c constraints.txt '.[agent]'
+ && /opt/megawatch/bin/pip install --no-cache-dir -c constraints.txt '.[agent]' '.[kubernetes]'
 
 FROM python:3.13.14-slim
 RUN groupadd --gid 10001 megawatch \

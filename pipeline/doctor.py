@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -33,13 +33,13 @@ class Finding:
     fix: str = ""
 
 
-def examine(settings: Settings, as_json: bool, meters: Sequence[str] = ()) -> int:
+def examine(settings: Settings, as_json: bool, probes: Mapping[str, Sequence[str]]) -> int:
     """Look at everything, print it; 1 if something configured does not work.
 
-    `meters` is what the node's power meters are, a line each.
+    `probes` is what the node's own probes found (meters, scheduler): lines by what they look at.
     """
     findings = [finding for check in _CHECKS for finding in check(settings)]
-    findings += [Finding("node meter", "ok", line) for line in meters]
+    findings += [Finding(what, "ok", line) for what, lines in probes.items() for line in lines]
     if as_json:
         print(json.dumps([asdict(f) for f in findings]))
     else:

@@ -60,6 +60,19 @@ class AgentSettings(_Section, frozen=True):
     token_file: str = ""
 
 
+class Kubernetes(_Section, frozen=True):
+    """Which pods hold the node's GPUs, asked of its kubelet; an empty socket: nobody is asked.
+
+    resources: of device plugins and DRA drivers, `*` stands for anything.
+    """
+
+    socket: str = ""
+    resources: tuple[str, ...] = (
+        "nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-*", "gpu.nvidia.com",
+    )  # fmt: skip
+    pod_label: str = ""
+
+
 class Kafka(_Section, frozen=True):
     """The broker, as kafka-python's options of the same names."""
 
@@ -157,6 +170,7 @@ class Settings(_Section, frozen=True):
 
     site: Site = Site()
     agent: AgentSettings = AgentSettings()
+    kubernetes: Kubernetes = Kubernetes()
     kafka: Kafka = Kafka()
     clickhouse: ClickHouse = ClickHouse()
     pipeline: Pipeline = Pipeline()

@@ -57,7 +57,7 @@ NOW: Final = Panel(
     sql=f"""
 WITH {newest(str(LEAST_S))}
 SELECT toDateTime(toUnixTimestamp(ts), 'UTC') AS second,
-    sumIf(toFloat64(power_w) * dt_ms, {GOOD}) / 1000 AS watts,
+    sumIf(toFloat64(power_w) * least(dt_ms, 1000), {GOOD}) / 1000 AS watts,
     uniqExact(gpu) AS gpus_measured,
     (SELECT countIf(arrayExists(s -> s.1 < last_s * 1000 AND s.2 >= last_s * 1000, spans)) FROM mine)
         AS gpus_held
@@ -136,7 +136,7 @@ SLOWED: Final = Panel(
     sql=f"""
 WITH {JOB},
 {MEASURED}
-SELECT 100 * sum(least(dt_ms, greatest({", ".join(f"ifNull(throttle_{c}_ms, 0)" for c in CAUSES)})))
+SELECT 100 * sum(least(toFloat64(dt_ms), greatest({", ".join(f"ifNull(throttle_{c}_ms, 0)" for c in CAUSES)})))
     / sum(dt_ms) AS throttled_pct
 FROM measured
 WHERE {" OR ".join(f"isNotNull(throttle_{c}_ms)" for c in CAUSES)}

@@ -84,21 +84,31 @@ least(intDiv(edge_s, unit_s), intDiv(assumeNotNull(job.3), unit_s * 1000)) * uni
 
 GOOD: Final = f"isNotNull(power_w) AND bitAnd(flags, {BAD_POWER}) = 0"
 THROTTLED: Final = ", ".join(f"throttle_{c}_ms" for c in CAUSES)
+_PARTS: Final = ", ".join(
+    f"toFloat64(throttle_{c}_ms) * dt_ms / s.dt_ms AS throttle_{c}_ms" for c in CAUSES
+)
+_WHOLE: Final = ", ".join(f"toFloat64(throttle_{c}_ms)" for c in CAUSES)
 MEASURED: Final = f"""measured AS
 (
     SELECT gpu, intDiv(at_s, step_s) * step_s AS step, at_s, product, product_ms, joules, dt_ms,
         {THROTTLED}
     FROM
     (
-        SELECT gpu, toInt64(toUnixTimestamp(ts)) AS at_s, if({GOOD}, toFloat64(power_w) * dt_ms, 0)
-            AS product, if({GOOD}, dt_ms, 0) AS product_ms, toFloat64(energy_j) AS joules, dt_ms,
-            {THROTTLED}
-        FROM gpu_samples
-        WHERE raw AND gpu IN (SELECT gpu FROM mine)
-            AND ts >= toDateTime(low_s) AND ts < toDateTime(high_s)
+        SELECT gpu, toInt64(toUnixTimestamp(s.ts)) - piece AS at_s,
+            toInt64(least(1000, s.dt_ms - 1000 * piece)) AS dt_ms,
+            if({GOOD}, toFloat64(power_w) * dt_ms, 0) AS product, if({GOOD}, dt_ms, 0) AS product_ms,
+            toFloat64(energy_j) * dt_ms / s.dt_ms AS joules,
+            {_PARTS}
+        FROM
+        (
+            SELECT *, arrayJoin(range(intDiv(dt_ms + 999, 1000))) AS piece FROM gpu_samples
+            WHERE raw AND gpu IN (SELECT gpu FROM mine)
+                AND ts >= toDateTime(low_s) AND ts < toDateTime(high_s)
+        ) AS s
+        WHERE at_s >= low_s
         UNION ALL
-        SELECT gpu, toInt64(toUnixTimestamp(ts)) AS at_s, toFloat64(power_w_ms), power_w_dt_ms,
-            toFloat64(energy_j), dt_ms, {THROTTLED}
+        SELECT gpu, toInt64(toUnixTimestamp(ts)) AS at_s, toInt64(dt_ms), toFloat64(power_w_ms),
+            toInt64(power_w_dt_ms), toFloat64(energy_j), {_WHOLE}
         FROM gpu_minutes FINAL
         WHERE NOT raw AND gpu IN (SELECT gpu FROM mine)
             AND ts >= toDateTime(low_s) AND ts < toDateTime(high_s)
@@ -106,7 +116,8 @@ MEASURED: Final = f"""measured AS
     WHERE arrayExists(
         s -> at_s * 1000 >= s.1 AND (at_s + unit_s) * 1000 - if(raw, 999, 0) <= s.2, spans)
 )"""
-"""Rows of the job alone; of minutes those that were wholly its."""
+"""Rows of the job alone; of minutes those that were wholly its. A row of more than a second, as after
+a missed tick, also stands for the seconds before its own."""
 SHARES: Final = ", ".join(
     f"100 * sum(throttle_{c}_ms) / nullIf(sumIf(dt_ms, isNotNull(throttle_{c}_ms)), 0) AS {c}"
     for c in CAUSES

@@ -24,6 +24,10 @@ allow() { # allow PRINCIPAL OPERATION TOPIC...
 # wrong hands cannot say who held which GPU.
 allow "$AGENT" Write samples backfill inventory events
 
+# Unless nodes are the only ones who know what runs on them: pods of a kubelet ([kubernetes]), jobs of
+# a prolog ([slurm] on nodes). Leases still decide the tenant wherever there is one.
+[ "${NODES_ALLOCATE:-no}" = no ] || allow "$AGENT" Write allocations
+
 # Leases, schedulers and the site's own power meters.
 allow "$FEED" Write allocations meters
 
