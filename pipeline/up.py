@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from agents import agent
 from agents.sampler import Snapshot
 from agents.source import Source
-from pipeline import queries
+from pipeline import queries, rows
 from pipeline.clock import Clock
 from pipeline.errors import Refuse
 from pipeline.owner import Owner, Run
@@ -23,6 +25,7 @@ from pipeline.spool import Spool
 from pipeline.spool_log import SpoolLog
 from pipeline.store import Store
 from pipeline.table import render
+from pipeline.warm import allocations
 
 _log: Final = logging.getLogger("megawatch.up")
 
@@ -92,6 +95,7 @@ def run(
     spool = agent.open_spool(settings, clock)
     counted = Counted()
     before = _rows(store)
+    _end_claims(store, source.name, clock.now_ms())
     service = Service(settings, store, lambda who: SpoolLog(spool, who, clock), clock)
     owner = Owner(options.data, serve)
     sampling = _Sampling(settings, source, spool, counted, clock)
@@ -126,6 +130,18 @@ def run(
         shown.close()
         spool.close()
     return 0
+
+
+def _end_claims(store: Store, source: str, now_ms: int) -> None:
+    """A source that starts anew begins its claims anew: what it left open ended with its rows."""
+    ended_ms = queries.span(store).until_ms
+    ends = [
+        replace(claim, until_ms=max(claim.from_ms, ended_ms), asserted_at_ms=now_ms)
+        for claim in allocations(store, ended_ms)
+        if claim.source == source and claim.until_ms is None
+    ]
+    for table, block in rows.by_table(ends, now_ms).items():
+        store.insert(table, block)
 
 
 def _left(duration_s: float | None, gone_s: float) -> float:

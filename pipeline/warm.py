@@ -39,7 +39,14 @@ def warmed(store: Store, now_ms: int, precedence: Sequence[str] = Ledger().prece
             members += tuple(Gpu(*(row[name] for name in _GPU)) for row in rows)
             node = {name: rows[0][name] for name in _NODE}
             directory.learn(Inventory(**node, from_ms=from_ms, gpus=members))
-    claims = store.query(
+    for claim in allocations(store, now_ms - HORIZON_MS):
+        directory.claim(claim)
+    return directory
+
+
+def allocations(store: Store, since_ms: int) -> list[Allocation]:
+    """The newest assertion of every claim that lasts beyond a time, of all sources."""
+    found = store.query(
         "SELECT site, source, tenant, workload, any(account), node, gpus,"
         " toUnixTimestamp64Milli(from_ts),"
         # In a tuple, since argMax passes over a bare NULL, which here means: until further notice.
@@ -47,26 +54,14 @@ def warmed(store: Store, now_ms: int, precedence: Sequence[str] = Ledger().prece
         " toUnixTimestamp64Milli(max(asserted_at)), argMax(share_ppm, asserted_at)"
         " FROM allocations GROUP BY site, source, tenant, workload, node, gpus, from_ts"
         " HAVING until IS NULL OR until > fromUnixTimestamp64Milli({since:Int64}, 'UTC')",
-        {"since": now_ms - HORIZON_MS},
+        {"since": since_ms},
     ).rows
-    for (
-        site,
-        source,
-        tenant,
-        workload,
-        account,
-        node,
-        gpus,
-        from_ms,
-        until_ms,
-        asserted,
-        share,
-    ) in claims:
-        directory.claim(
-            Allocation(
-                site=site, source=source, tenant=tenant, workload=workload, account=account,
-                node=node, gpus=tuple(gpus), from_ms=from_ms, until_ms=until_ms,
-                asserted_at_ms=asserted, share_ppm=share,
-            )
-        )  # fmt: skip
-    return directory
+    return [
+        Allocation(
+            site=site, source=source, tenant=tenant, workload=workload, account=account,
+            node=node, gpus=tuple(gpus), from_ms=from_ms, until_ms=until_ms,
+            asserted_at_ms=asserted, share_ppm=share,
+        )
+        for site, source, tenant, workload, account, node, gpus, from_ms, until_ms, asserted, share
+        in found
+    ]  # fmt: skip
