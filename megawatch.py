@@ -20,7 +20,6 @@ from pipeline.errors import MegawatchError, Refuse, Retry
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from agents.source import Source
     from dashboards.console import Console
     from pipeline.owner import Output, Run
     from pipeline.store import Store
@@ -35,6 +34,7 @@ Body = Callable[[argparse.Namespace, Settings], int]
 
 
 def _up(args: argparse.Namespace, settings: Settings) -> int:
+    from agents.sources import from_arguments
     from alerts.rules import RULES
     from alerts.run import Running
     from pipeline import up
@@ -47,7 +47,7 @@ def _up(args: argparse.Namespace, settings: Settings) -> int:
             f"{data} is in use by another megawatch: stop it first, or choose a new folder"
         )
     settings = _embedded(settings, data)
-    source = _source(args, settings)
+    source = from_arguments(args, settings)
     stop = _stop_on_signals()
     store = open_store(settings.clickhouse)
     console = None
@@ -82,6 +82,7 @@ def _opened_console(settings: Settings, store: "Store", listen: str | None) -> "
 
 def _agent(args: argparse.Namespace, settings: Settings) -> int:
     from agents import agent
+    from agents.sources import from_arguments
     from pipeline.kafka import Producer
 
     if not settings.kafka.bootstrap:
@@ -91,7 +92,7 @@ def _agent(args: argparse.Namespace, settings: Settings) -> int:
     if args.spool:
         settings = _replace(settings, "agent", spool=args.spool)
     name = f"megawatch-agent-{settings.site.hostname}"
-    source = _source(args, settings)
+    source = from_arguments(args, settings)
     return agent.run(
         settings, source, lambda: Producer(settings.kafka, name), _stop_on_signals(), SystemClock()
     )
@@ -152,13 +153,15 @@ def _decode(args: argparse.Namespace, _: Settings) -> int:
 
 
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
-    from agents import kubernetes, node_meters
+    from agents import kubernetes, node_meters, slurm_files
     from pipeline.doctor import examine
 
     probes = {"node meter": node_meters.describe(host=settings.site.hostname)}
     if settings.kubernetes.socket:
         socket = Path(settings.kubernetes.socket)
         probes["kubelet"] = kubernetes.describe(socket, settings.kubernetes.resources)
+    if settings.agent.slurm_jobs:
+        probes["slurm"] = slurm_files.describe(Path(settings.agent.slurm_jobs))
     return examine(settings, args.json, probes)
 
 
@@ -181,32 +184,38 @@ def _alerts(args: argparse.Namespace, settings: Settings) -> int:
     if args.action == "generate":
         return command.generate(settings.alerts, args.to or "", args.check)
     if args.action == "lint":
-        return _lint(args)
-    return _evaluate(args, _stored(args, settings))
-
-
-def _lint(args: argparse.Namespace) -> int:
-    if not args.file:
-        raise Refuse("alerts lint needs a file of Prometheus rules: alerts lint rules.yaml")
-    try:
-        from alerts import lint
-    except ModuleNotFoundError as error:
-        raise Refuse("reading rule files needs PyYAML: pip install 'megawatch[alerts]'") from error
-    return lint.run(args.file, args.json)
+        return command.lint(args.file, args.json)
+    return _evaluate(args, settings)
 
 
 def _evaluate(args: argparse.Namespace, settings: Settings) -> int:
     from alerts.rules import RULES
     from alerts.run import run
-    from pipeline.store import open_store
 
-    _need_own_store(args, settings, "evaluates its rules")
-    stop = _stop_on_signals()
-    store = open_store(settings.clickhouse)
-    try:
-        return run(settings, store, RULES, args.listen, stop, SystemClock())
-    finally:
-        store.close()
+    return _serve(
+        args, settings, "evaluates its rules",
+        lambda mine, store, stop: run(mine, store, RULES, args.listen, stop, SystemClock()),
+    )  # fmt: skip
+
+
+def _slurm(args: argparse.Namespace, settings: Settings) -> int:
+    from pipeline.slurm_run import serve
+
+    return _serve(
+        args, settings, "has it: give the feed a server's store",
+        lambda mine, store, stop: serve(args, mine, store, stop, SystemClock()),
+    )  # fmt: skip
+
+
+def _console(args: argparse.Namespace, settings: Settings) -> int:
+    from dashboards import console
+
+    token = config.secret("", settings.console.token_file)
+    listen = args.listen or settings.console.listen
+    return _serve(
+        args, settings, "serves its console, at the address that it shows",
+        lambda _, store, stop: console.run(store, listen, token, stop, SystemClock()),
+    )  # fmt: skip
 
 
 def _dashboards(args: argparse.Namespace, settings: Settings) -> int:
@@ -252,15 +261,28 @@ def _on_store(args: argparse.Namespace, settings: Settings) -> int:
         store.close()
 
 
-def _need_own_store(args: argparse.Namespace, settings: Settings, what: str) -> None:
-    """For what runs long on a store: it is there, and nobody else has it open."""
+def _serve(
+    args: argparse.Namespace,
+    settings: Settings,
+    what: str,
+    body: Callable[[Settings, "Store", threading.Event], int],
+) -> int:
+    """What runs long on a store of its own; `what` says what its owner does, if it has one."""
     from pipeline.owner import is_owned
+    from pipeline.store import open_store
 
+    settings = _stored(args, settings)
     if settings.clickhouse.data:
         data = Path(settings.clickhouse.data)
         if is_owned(data):
             raise Refuse(f"{data} is open in another megawatch: `megawatch up` {what}")
         _need_store(args, data)
+    stop = _stop_on_signals()
+    store = open_store(settings.clickhouse)
+    try:
+        return body(settings, store, stop)
+    finally:
+        store.close()
 
 
 def _need_store(args: argparse.Namespace, data: Path) -> None:
@@ -297,23 +319,6 @@ def _inside(settings: Settings, store: "Store") -> "Run":
         return code
 
     return run
-
-
-def _source(args: argparse.Namespace, settings: Settings) -> "Source":
-    """The source that was asked for; without a word: NVML if there is a driver, else a simulation."""
-    from agents import sources
-
-    kind = args.source or ("simulator" if args.simulate else settings.agent.source)
-    if args.replay:
-        kind = "replay"
-    if args.command == "up" and not args.source and kind == "nvml" and not sources.has_driver():
-        kind = "simulator"
-    wanted = sources.Wanted(
-        kind=kind, nodes=args.simulate or sources.DEMO_NODES, files=tuple(args.replay or ()),
-        speed=args.speed, loop=args.loop, seed=args.seed, rename=tuple(args.map),
-        constants=tuple(args.set), ignore_extra=args.ignore_extra,
-    )  # fmt: skip
-    return sources.open_source(wanted, settings)
 
 
 def _stored(args: argparse.Namespace, settings: Settings) -> Settings:

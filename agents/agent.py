@@ -15,6 +15,7 @@ from agents.kubernetes import Pods, open_pods
 from agents.node_meters import Meters, discover
 from agents.sampler import Observer, Sampler
 from agents.shipper import Producer, Shipper
+from agents.slurm_files import JobFiles
 from agents.source import Source
 from pipeline.clock import Clock
 from pipeline.errors import Refuse
@@ -64,6 +65,9 @@ def run(
             found = discover(host=settings.site.hostname)
             meters = Meters(settings.site.name, found, clock, settings.agent.meter_period_ms)
             stack.callback(meters.close)
+        jobs = _jobs(settings, source, clock)
+        if jobs is not None:
+            stack.callback(jobs.close)
         pods = _pods(settings, source, clock)
         if pods is not None:
             stack.callback(pods.close)
@@ -74,7 +78,7 @@ def run(
             settings,
             clock,
             [totals, *([pods] if pods else []), *observers],
-            _beside([probe.read for probe in (meters, pods) if probe is not None]),
+            _beside([probe.read for probe in (meters, jobs, pods) if probe is not None]),
         )
         shipper = None
         if producer_factory is not None:
@@ -95,6 +99,15 @@ def run(
         web = _web(settings, exporter)
         stack.callback(web.close)
         return _run_threads(sampler, shipper, stop)
+
+
+def _jobs(settings: Settings, source: Source, clock: Clock) -> JobFiles | None:
+    """What a prolog writes down of jobs on this node's GPUs."""
+    agent, site = settings.agent, settings.site
+    if not agent.slurm_jobs or source.name != "nvml":
+        return None
+    told = Path(agent.spool) / "slurm_jobs.json"
+    return JobFiles(site.name, site.hostname, Path(agent.slurm_jobs), told, clock)
 
 
 def _pods(settings: Settings, source: Source, clock: Clock) -> Pods | None:

@@ -1,5 +1,6 @@
 """The source that was asked for by name, opened."""
 
+import argparse
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,3 +77,18 @@ def open_source(wanted: Wanted, settings: Settings) -> Source:
             period_ms=agent.period_ms,
         )  # fmt: skip
     raise Refuse(f"[agent] source={wanted.kind!r}: it is one of nvml, simulator, replay, dcgm")
+
+
+def from_arguments(args: argparse.Namespace, settings: Settings) -> Source:
+    """The source that was asked for; without a word: NVML if there is a driver, else a simulation."""
+    kind = args.source or ("simulator" if args.simulate else settings.agent.source)
+    if args.replay:
+        kind = "replay"
+    if args.command == "up" and not args.source and kind == "nvml" and not has_driver():
+        kind = "simulator"
+    wanted = Wanted(
+        kind=kind, nodes=args.simulate or DEMO_NODES, files=tuple(args.replay or ()),
+        speed=args.speed, loop=args.loop, seed=args.seed, rename=tuple(args.map),
+        constants=tuple(args.set), ignore_extra=args.ignore_extra,
+    )  # fmt: skip
+    return open_source(wanted, settings)

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from alerts import generate as generating
 from alerts.rule import PAGES, Rule
 from alerts.rules import RULES
 from pipeline import table
+from pipeline.errors import Refuse
 from pipeline.settings import Alerts
 
 
@@ -52,6 +54,17 @@ def generate(settings: Alerts, folder: str, check: bool) -> int:
     for path in changed:
         print(path, file=sys.stderr)
     return 0
+
+
+def lint(files: Sequence[str], as_json: bool) -> int:
+    """Name the known mistakes in anybody's rule files. Raises Refuse."""
+    if not files:
+        raise Refuse("alerts lint needs a file of Prometheus rules: alerts lint rules.yaml")
+    try:
+        from alerts import lint as linter
+    except ModuleNotFoundError as error:
+        raise Refuse("reading rule files needs PyYAML: pip install 'megawatch[alerts]'") from error
+    return linter.run(files, as_json)
 
 
 def _described(rule: Rule, settings: Alerts) -> dict[str, object]:

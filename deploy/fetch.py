@@ -185,10 +185,18 @@ def _run(command: Sequence[str], folder: Path) -> None:
         raise Unavailable(f"{command[0]} failed ({done.returncode}): {lines[-1].strip()}")
 
 
+def fetch_slurm() -> Path:
+    """Debian's Slurm, unpacked. Raises Unavailable."""
+    from deploy import slurm_cluster  # which needs this module's cache
+
+    return slurm_cluster.fetch_slurm()
+
+
 PARTS: Final[dict[str, Callable[[], Path]]] = {
     "kafka": fetch_kafka,
     "prometheus": fetch_prometheus,
     "grafana-schema": fetch_grafana_schema,
+    "slurm": fetch_slurm,
 }
 
 

@@ -90,6 +90,15 @@ def _add_running(command: Command) -> None:
         "pipeline", "Kafka to ClickHouse", "pipeline --store http://localhost:8123",
         stored=True, as_json=False,
     )  # fmt: skip
+    slurm = command(
+        "slurm", "Slurm's jobs as allocations", "slurm --once --dry-run", stored=True,
+        as_json=False,
+    )  # fmt: skip
+    slurm.add_argument(
+        "--period", type=float, metavar="S", help="seconds between two questions (10)"
+    )
+    slurm.add_argument("--once", action="store_true", help="ask once and end")
+    slurm.add_argument("--dry-run", action="store_true", help="say what would be asserted")
     console = command(
         "console", "the dashboards on a local page", "console --data data", stored=True,
         as_json=False,

@@ -55,6 +55,7 @@ class AgentSettings(_Section, frozen=True):
     listen: str = "127.0.0.1:9465"
     node_meters: bool = True
     meter_period_ms: int = 2000
+    slurm_jobs: str = "/run/megawatch/slurm-jobs"
     dcgm_url: str = "http://127.0.0.1:9400/metrics"
     backfill_kib_per_s: int = 512
     token_file: str = ""
@@ -92,6 +93,18 @@ class Kafka(_Section, frozen=True):
     session_timeout_ms: int = 30_000
 
 
+class Slurm(_Section, frozen=True):
+    """The site's feed of Slurm's jobs."""
+
+    period_s: float = 10.0
+    squeue: str = "squeue"
+    scontrol: str = "scontrol"
+    timeout_s: float = 60.0
+    seen: str = "/var/lib/megawatch/slurm.seen"
+    listen: str = "127.0.0.1:9468"
+    token_file: str = ""
+
+
 class ClickHouse(_Section, frozen=True):
     """The store: `data` is a folder (embedded, chDB), `url` a server."""
 
@@ -123,7 +136,7 @@ class Pipeline(_Section, frozen=True):
 class Ledger(_Section, frozen=True):
     """Closing quarters of an hour."""
 
-    precedence: tuple[str, ...] = ("slurm", "kubernetes", "import", "simulator")
+    precedence: tuple[str, ...] = ("slurm", "slurm-node", "kubernetes", "import", "simulator")
     grace_s: int = 120
     close_every_s: int = 60
 
@@ -172,6 +185,7 @@ class Settings(_Section, frozen=True):
     agent: AgentSettings = AgentSettings()
     kubernetes: Kubernetes = Kubernetes()
     kafka: Kafka = Kafka()
+    slurm: Slurm = Slurm()
     clickhouse: ClickHouse = ClickHouse()
     pipeline: Pipeline = Pipeline()
     ledger: Ledger = Ledger()

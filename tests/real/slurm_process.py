@@ -1,0 +1,28 @@
+"""The site's Slurm feed as a process of its own, that a test kills: arguments are JSON."""
+
+import json
+import signal
+import sys
+import threading
+
+from pipeline.clock import SystemClock
+from pipeline.settings import ClickHouse
+from pipeline.slurm_run import Options, run
+from pipeline.store import open_store
+
+
+def main() -> int:
+    """Run until SIGTERM."""
+    given = json.loads(sys.argv[1])
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    store = open_store(ClickHouse(data=given["data"]))
+    options = Options(period_s=1, seen=given["seen"], listen="", timeout_s=20)
+    print("running", flush=True)
+    code = run(given["site"], options, store, None, stop, SystemClock(), print)
+    store.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
