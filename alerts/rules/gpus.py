@@ -53,8 +53,10 @@ LATEST: Final = Signal(
 )  # fmt: skip
 
 _MINUTES: Final = "ts >= toStartOfMinute($at) - 300 AND ts < toStartOfMinute($at)"
-_SUSPECT: Final = """(throttle_hw_thermal_ms > 0 OR throttle_power_brake_ms > 0
-            OR (power_w_min = power_w_max AND rows >= 30 AND held_ms * 2 < m.dt_ms)
+_STUCK: Final = """(power_w_min = power_w_max AND rows >= 30 AND held_ms * 2 < m.dt_ms AND (active_ms * 2 > m.dt_ms
+            OR (power_w_max > 0 AND ifNull(energy_counter_first_j = energy_counter_last_j, 0))))"""
+"""Who is idle may well draw the same to a tenth of a watt; but not while its counter stands still."""
+_SUSPECT: Final = f"""(throttle_hw_thermal_ms > 0 OR throttle_power_brake_ms > 0 OR {_STUCK}
             OR (energy_j > 0 AND m.dt_ms >= 55000 AND power_w_dt_ms >= 55000
                 AND abs(toFloat64(energy_j) * 1000 - toFloat64(power_w_ms)) > 0.1 * toFloat64(power_w_ms)))"""
 
@@ -68,7 +70,7 @@ GPU_MINUTES: Final = Signal(
     SELECT gpu AS of_gpu, ts, any(site) AS of_site, argMax(m.dt_ms, version) AS dt_ms,
         argMax(throttle_hw_thermal_ms, version) AS hot_ms,
         argMax(throttle_power_brake_ms, version) AS brake_ms,
-        argMax(power_w_min = power_w_max AND rows >= 30 AND held_ms * 2 < m.dt_ms, version) AS stuck,
+        argMax({_STUCK}, version) AS stuck,
         argMax(toFloat64(energy_j) * 1000, version) AS counted,
         argMax(toFloat64(power_w_ms), version) AS integrated
     FROM gpu_minutes AS m WHERE {_MINUTES} AND {_SUSPECT} GROUP BY gpu, ts"""),  # noqa: S608

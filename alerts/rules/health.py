@@ -59,6 +59,8 @@ def _in(*tiers: Tier) -> str:
 
 
 _MINE: Final = f"({_in('application')})"
+_ASKED: Final = f"SELECT of_gpu FROM said WHERE {_MINE}"  # noqa: S608
+"""GPUs whose job is named: the one that held it then. The newest tick may be the next job's."""
 _PLACED: Final = (*PLACE, "of_uuid", "tenant", "workload", "xid")
 EVENTS_S: Final = 600
 EVENTS: Final = Signal(
@@ -78,7 +80,8 @@ EVENTS: Final = Signal(
     },
     present="1 + count()",
     with_=f"""WITH said AS (
-    SELECT site AS of_site, node AS of_node, gpu AS of_gpu, uuid AS of_uuid, kind, code, max(count) AS things
+    SELECT site AS of_site, node AS of_node, gpu AS of_gpu, uuid AS of_uuid, kind, code, ts AS of_ts,
+        max(count) AS things
     FROM events WHERE ts >= $at - {EVENTS_S} AND ts <= $at + 60 AND kind != 'sxid'
     GROUP BY of_site, of_node, ts, of_gpu, of_uuid, kind, code LIMIT 100000)""",  # noqa: S608
     source=f"""(
@@ -91,8 +94,23 @@ EVENTS: Final = Signal(
     (
         SELECT said.*, n.name AS of_name, p.hall AS hall, p.row AS row, p.rack AS rack,
             p.pdu AS pdu, of_node AS node, if(kind = 'xid', toString(code), '') AS xid,
-            if(l.tenant < 2, '', t.name) AS tenant, ifNull(j.name, '') AS workload
-        FROM said
+            if(of_tenant < 2, '', t.name) AS tenant, ifNull(j.name, '') AS workload
+        FROM
+        (
+            SELECT said.*, if(s.gpu = 0, l.tenant, s.tenant) AS of_tenant,
+                if(s.gpu = 0, l.workload, s.workload) AS of_workload
+            FROM said
+            ASOF LEFT JOIN
+            (
+                SELECT gpu, ts, tenant, workload FROM gpu_samples
+                WHERE gpu IN ({_ASKED}) AND ts >= $at - {EVENTS_S + 60} AND ts <= $at + 60
+            ) AS s ON s.gpu = of_gpu AND of_ts >= s.ts
+            LEFT JOIN
+            (
+                SELECT gpu, argMax(tenant, ts) AS tenant, argMax(workload, ts) AS workload
+                FROM gpu_latest WHERE gpu IN ({_ASKED}) GROUP BY gpu
+            ) AS l ON l.gpu = of_gpu
+        ) AS said
         LEFT JOIN sites AS n ON n.id = of_site
         LEFT JOIN
         (
@@ -101,18 +119,12 @@ EVENTS: Final = Signal(
                 argMax(pdu, from_ts) AS pdu
             FROM inventory WHERE node IN (SELECT of_node FROM said) GROUP BY node, site_id
         ) AS p ON p.node = of_node AND p.p_site = of_site
-        LEFT JOIN
-        (
-            SELECT gpu, argMax(tenant, ts) AS tenant, argMax(workload, ts) AS workload
-            FROM gpu_latest WHERE gpu IN (SELECT of_gpu FROM said WHERE {_MINE}) GROUP BY gpu
-        ) AS l ON l.gpu = of_gpu
-        LEFT JOIN tenants AS t ON t.id = l.tenant
+        LEFT JOIN tenants AS t ON t.id = of_tenant
         LEFT JOIN
         (
             SELECT workload_id AS id, any(workload) AS name FROM allocations
-            WHERE workload_id IN (SELECT workload FROM gpu_latest
-                WHERE gpu IN (SELECT of_gpu FROM said WHERE {_MINE})) GROUP BY workload_id
-        ) AS j ON j.id = l.workload
+            WHERE node IN (SELECT of_node FROM said WHERE {_MINE}) GROUP BY workload_id
+        ) AS j ON j.id = of_workload
     ) AS said
 )""",  # noqa: S608
 )

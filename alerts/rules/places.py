@@ -10,11 +10,16 @@ from typing import Final
 from alerts.rule import Rule, Scope, Severity, Signal
 from alerts.rules.topology import PLACE, masked, named
 
-SILENT_S: Final = 60
+SILENT_S: Final = 12
+"""A GPU that is well is at most 5 s older here: agents flush every 4 s, and gpu_latest is written
+every 5 s, 8 s before which seconds count as complete. The rest is for an agent that is restarted."""
 NEW_S: Final = 120
 """A GPU that was announced so lately need not have been heard yet."""
 SPREAD: Final = "greatest(20, 0.05 * count() OVER (PARTITION BY of_site))"
 """So many silent nodes in racks that are heard are no accident of theirs."""
+STALLED: Final = "greatest(20, 0.02 * count() OVER (PARTITION BY of_site))"
+"""With so many a partition of the log stands still, and a rack may be silent by chance, too: then
+its nodes are told, which takes longer."""
 
 _ALL: Final = ("hall", "row", "rack", "pdu", "node", "uuid")
 _RACK: Final = ("hall", "row", "rack", "pdu")
@@ -34,7 +39,7 @@ def _seen(place: str) -> str:
 
 PLACES: Final = Signal(
     name="places",
-    every_s=30,
+    every_s=15,
     clock="data",
     labels={
         "site": named("site", "of_site"),
@@ -46,7 +51,10 @@ PLACES: Final = Signal(
         "gpu": "of.7",
     },
     present="count()",
-    with_="WITH (SELECT groupArray((concat(scope, ' ', name), watts)) FROM $caps) AS caps",
+    # By a hash table: a large site has thousands of caps, and each node is looked up three times.
+    with_=(
+        "WITH (SELECT (groupArray(concat(scope, ' ', name)), groupArray(watts)) FROM $caps) AS caps"
+    ),
     source=f"""(
     SELECT *, arrayJoin(arrayConcat(
         if(node = first_node, {_view("site")}, []),
@@ -64,14 +72,13 @@ PLACES: Final = Signal(
     )) AS of
     FROM
     (
-        SELECT *,
+        SELECT *, sum(seen = 0 AND rack_seen > 0) OVER (PARTITION BY of_site) AS scattered,
             multiIf(seen = expected, '', site_seen = 0, 'site', hall_seen = 0, 'hall',
-                pdu_seen = 0, 'pdu', rack_seen = 0, 'rack',
-                sum(seen = 0 AND rack_seen > 0) OVER (PARTITION BY of_site) > {SPREAD}, '',
-                seen = 0, 'node', 'gpu') AS level,
-            caps[indexOf(caps.1, concat('hall ', hall))].2 AS hall_cap,
-            caps[indexOf(caps.1, concat('pdu ', pdu))].2 AS pdu_cap,
-            caps[indexOf(caps.1, concat('rack ', rack))].2 AS rack_cap,
+                pdu_seen = 0, 'pdu', rack_seen = 0 AND scattered <= {STALLED}, 'rack',
+                scattered > {SPREAD}, '', seen = 0, 'node', 'gpu') AS level,
+            transform(concat('hall ', hall), caps.1, caps.2, 0.) AS hall_cap,
+            transform(concat('pdu ', pdu), caps.1, caps.2, 0.) AS pdu_cap,
+            transform(concat('rack ', rack), caps.1, caps.2, 0.) AS rack_cap,
             max(pdu_cap) OVER (PARTITION BY of_site, hall) AS hall_feeds, pdu AS feed
         FROM
         (
@@ -168,10 +175,10 @@ RULES: Final = (
         keep_firing_s=300,
         summary="{site} {hall}: with its largest PDU gone the others would carry {value} % of their caps",
     ),
-    _dark("site", "page", "{site}: all {value} GPUs are silent", 30),
-    _dark("hall", "page", "{site} {hall}: the hall's {value} GPUs are all silent", 30),
-    _dark("pdu", "page", "{site} {pdu}: all {value} GPUs behind the PDU are silent", 30),
-    _dark("rack", "page", "{site} {rack}: the rack's {value} GPUs are all silent", 30),
+    _dark("site", "page", "{site}: all {value} GPUs are silent", 0),
+    _dark("hall", "page", "{site} {hall}: the hall's {value} GPUs are all silent", 0),
+    _dark("pdu", "page", "{site} {pdu}: all {value} GPUs behind the PDU are silent", 0),
+    _dark("rack", "page", "{site} {rack}: the rack's {value} GPUs are all silent", 0),
     _dark("node", "ticket", "{site} {node}: the node's {value} GPUs are all silent", 120),
     _dark("gpu", "ticket", "{site} {node}: {gpu} is silent while its node is heard", 120),
     Rule(

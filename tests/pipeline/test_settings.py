@@ -134,5 +134,5 @@ def test_lists_and_tables_from_the_environment_are_json():
     }
     found = load(None, env).alerts
     assert (found.alertmanagers, found.cap_kw) == (("http://a:9093",), {"site": 1500.0})
-    with pytest.raises(Refuse, match="MEGAWATCH_ALERTS__CAP_KW='{'"):
+    with pytest.raises(Refuse, match=r"MEGAWATCH_ALERTS__CAP_KW='\{'"):
         load(None, {"MEGAWATCH_ALERTS__CAP_KW": "{"})
