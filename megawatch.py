@@ -229,6 +229,11 @@ def _dashboards(args: argparse.Namespace, settings: Settings) -> int:
 def _bench(args: argparse.Namespace, settings: Settings) -> int:
     import importlib
 
+    if args.what == "alerts":
+        from alerts import bench
+        from pipeline.bench.simulated import Simulated
+
+        return bench.run(args, settings, Simulated)
     # What asks the dashboards' queries stands with them, above the pipeline.
     name = "dashboards.bench" if args.what == "query" else f"pipeline.bench.{args.what}"
     module = importlib.import_module(name)

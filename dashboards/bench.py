@@ -1,6 +1,6 @@
 """`megawatch bench query`: how long people wait for answers about a site of 220,000 GPUs.
 
-A store of that size is written by SQL (bench_site.py). Then, while a thread goes on inserting every
+A store of that size is written by SQL (pipeline/bench/site.py). Then, while a thread goes on inserting every
 GPU's seconds at the pace of the site, the three queries that have budgets are asked again and again,
 and every panel of every dashboard as it is when its page is opened. Times are those of the client.
 """
@@ -20,11 +20,11 @@ from typing import Final
 
 import numpy as np
 
-from dashboards import bench_site
-from dashboards.bench_site import FLUSH_S, SITE, Extent
 from dashboards.macros import Span, expand
 from dashboards.pages import PAGES
 from dashboards.panel import Page
+from pipeline.bench import site as bench_site
+from pipeline.bench.site import FLUSH_S, SITE, Extent
 from pipeline.errors import Retry
 from pipeline.records import id64
 from pipeline.settings import ClickHouse, Settings

@@ -105,10 +105,10 @@ def _add_running(command: Command) -> None:
     )  # fmt: skip
     console.add_argument("--listen", metavar="HOST:PORT", help="where the page is served")
     bench = command("bench", "measure this machine", "bench ingest --quick")
-    bench.add_argument("what", choices=("ingest", "agent", "ledger", "query"))
+    bench.add_argument("what", choices=("ingest", "agent", "ledger", "query", "alerts"))
     bench.add_argument("--quick", action="store_true", help="smaller: a minute or two")
     bench.add_argument(
-        "--gpus", type=_positive, metavar="N", help="query: of the site that is asked (220000)"
+        "--gpus", type=_positive, metavar="N", help="query, alerts: of the site asked (220000)"
     )
 
 

@@ -65,6 +65,7 @@ _PLACED: Final = (*PLACE, "of_uuid", "tenant", "workload", "xid")
 EVENTS_S: Final = 600
 EVENTS: Final = Signal(
     name="events",
+    every_s=30,
     clock="wall",
     labels={
         "site": named("of_name", "of_site"),

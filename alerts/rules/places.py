@@ -192,7 +192,6 @@ RULES: Final = (
         below=95,
         for_s=120,
         keep_firing_s=120,
-        no_data="keep",
         summary="{site}: only {value} % of the expected GPUs are heard",
     ),
     Rule(

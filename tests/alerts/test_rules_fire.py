@@ -171,7 +171,7 @@ class World:
         usual = {
             "power_w_ms": "36000000", "power_w_dt_ms": "60000", "energy_j": "36000", "dt_ms": "60000",
             "rows": "60", "held_ms": "0", "throttle_hw_thermal_ms": "0",
-            "throttle_power_brake_ms": "0", "power_w_min": "600" if stuck else "580",
+            "throttle_power_brake_ms": "0", "active_ms": "60000", "power_w_min": "600" if stuck else "580",
             "power_w_max": "600" if stuck else "620",
         } | columns  # fmt: skip
         self.many(
@@ -439,7 +439,7 @@ CASES: Final[dict[str, Case]] = {
     ),
     "GpuMissing": Case(
         does(lambda w: w.gpus(count=2), lambda w: w.live(count=2, late_s={0: 61})), GPU, 1,
-        does(lambda w: w.gpus(count=2), lambda w: w.live(count=2, late_s={0: 59})),
+        does(lambda w: w.gpus(count=2), lambda w: w.live(count=2, late_s={0: 11})),
     ),
     "CoverageLow": Case(
         does(lambda w: w.gpus(count=8), lambda w: w.live(count=7)), {"site": SITE}, 87.5,

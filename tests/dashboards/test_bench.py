@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from dashboards import bench, bench_site
-from dashboards.bench_site import SITE, Extent
+from dashboards import bench
 from dashboards.pages import PAGES
 from pipeline import queries
+from pipeline.bench import site as bench_site
+from pipeline.bench.site import SITE, Extent
 from pipeline.store import Store
 
 

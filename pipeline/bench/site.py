@@ -1,9 +1,9 @@
 # ruff: noqa: S608, statements are made of numbers and constants of this file
-"""A site of any size written by SQL alone, for `megawatch bench query`: all tables, and live seconds.
+"""A site of any size written by SQL alone, for benchmarks of queries: all tables, and live seconds.
 
 GPU number g is index g % 8 of node g / 8; nodes stand in TENANTS halls, each leased by one tenant.
 Ids are hashes, as real ones, so that order on disk is nobody's order. Jobs take 16 nodes and half a
-day; one job of the present is large.
+day; one job of the present is large. It is a healthy site: GPUs of a node are alike.
 """
 
 from collections.abc import Iterator
@@ -126,8 +126,9 @@ def latest(extent: Extent, at_s: int) -> str:
 INSERT INTO gpu_latest (gpu, ts, node, site, tenant, workload, power_w, temp_gpu_c, util_gpu_pct,
     mem_used_mib, throttle_reasons)
 SELECT {_gpu("g")}, toDateTime64({at_s}, 3, 'UTC'), {_node("g")}, {id64(SITE)},
-    {_tenant(_hall("n", extent))}, sipHash64('job', {_job("n", extent)}), 300 + rand() % 4000 / 10,
-    40 + rand() % 30, rand() % 100, 60000, 0
+    {_tenant(_hall("n", extent))}, sipHash64('job', {_job("n", extent)}),
+    400 + intHash64(n) % 200 + rand() % 400 / 10, 45 + intHash64(n) % 20 + rand() % 5,
+    90 + rand() % 10, 60000, 0
 FROM (SELECT number AS g, intDiv(g, 8) AS n FROM numbers({extent.gpus}))"""
 
 
@@ -145,13 +146,14 @@ FROM numbers({count})"""
 
 def _statements(extent: Extent) -> Iterator[tuple[str, str]]:
     yield from _places(extent)
+    yield from _told(extent)
     yield from _history(extent)
     yield "gpu_latest", latest(extent, extent.now_s)
     yield "ingest_log", logged(extent, extent.now_s - 1, extent.now_s, DAY_S)
 
 
 def _places(extent: Extent) -> Iterator[tuple[str, str]]:
-    """Inventory, allocations, health, meters, events."""
+    """Inventory, allocations, health."""
     now, site, nodes = extent.now_s, id64(SITE), extent.nodes
     hall = _hall("n", extent)
     yield (
@@ -189,13 +191,24 @@ SELECT {_gpu("g")}, toDateTime64({now} - {FLUSH_S} * intDiv(number, {extent.gpus
     {site}, 1000000, 700, 700, 700, 143771, 0, 0, 0, 0, 0, 0, 0
 FROM (SELECT number, toUInt64(number % {extent.gpus}) AS g FROM numbers({extent.gpus * 15}))""",
     )
+
+
+def _told(extent: Extent) -> Iterator[tuple[str, str]]:
+    """Meters and events."""
+    now, site, nodes = extent.now_s, id64(SITE), extent.nodes
     yield (
         "meters",
         f"""
 INSERT INTO meters (site, meter, kind, ts, watts, ingested_at)
 SELECT {site}, concat('n', toString(number % {nodes})), 'node',
     toDateTime({now} - 60 * intDiv(number, {nodes})), 6000 + rand() % 1000, now()
-FROM numbers({nodes * 60})""",
+FROM numbers({nodes * 60})
+UNION ALL SELECT {site}, concat('h', toString(number % {TENANTS})), 'hall',
+    toDateTime({now} - 5 * intDiv(number, {TENANTS})), {extent.gpus / TENANTS * 1000} + rand() % 1000, now()
+FROM numbers({TENANTS * 720})
+UNION ALL SELECT {site}, '{SITE}', 'site', toDateTime({now} - number), {extent.gpus * 1000} + rand() % 1000,
+    now()
+FROM numbers(3600)""",
     )
     yield (
         "events",
@@ -239,8 +252,8 @@ INSERT INTO gpu_minutes (gpu, ts, site, version, ingested_at, rows, dt_ms, activ
     power_w_ms, power_w_dt_ms, power_w_max, temp_gpu_c_ms, temp_gpu_c_dt_ms, temp_gpu_c_max,
     util_gpu_pct_ms, util_gpu_pct_dt_ms)
 SELECT {_gpu(f"toUInt64(number % {extent.gpus})")}, toDateTime({now // 60 * 60 - 60} - 60 * intDiv(number, {extent.gpus})),
-    {site}, 1, now(), 60, 60000, 60000, 30000, (450 + rand() % 100) * 60000, 60000, 700, 3300000,
-    60000, 70, 5400000, 60000
+    {site}, 1, now(), 60, 60000, 60000, 60 * (450 + intHash64(number) % 100),
+    60000 * (450 + intHash64(number) % 100), 60000, 700, 3300000, 60000, 70, 5400000, 60000
 FROM numbers({extent.gpus * extent.gpu_minutes})""",
     )
     quarters = extent.minutes_days * 96
