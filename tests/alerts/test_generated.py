@@ -171,7 +171,7 @@ def test_configured_caps_and_thresholds_are_written_where_one_asks_for_them(
     )
     assert command.generate(settings, str(tmp_path), check=False) == 0
     assert "> 9" in (tmp_path / "prometheus/agents.yaml").read_text()
-    text = (tmp_path / "grafana/api/places-30s.json").read_text()
+    text = (tmp_path / "grafana/api/places-15s.json").read_text()
     assert "('rack', 'h01-r\\\\'03', 45000.0)" in text
     assert "GpuLost" not in (tmp_path / "grafana/file/megawatch.yaml").read_text()
 
