@@ -11,9 +11,11 @@ import msgspec
 from pipeline import queries, table
 from pipeline.commands import Context
 from pipeline.errors import Refuse
+from pipeline.ledger import claims
 from pipeline.ledger import close as closing
 from pipeline.ledger.cells import QUARTER_MS
 from pipeline.ledger.check import check, history, passed_over
+from pipeline.ledger.disagree import disagreements
 from pipeline.progress import Bar
 
 _SHOWN: Final = 20
@@ -105,6 +107,13 @@ def _status(args: argparse.Namespace, context: Context, site: str, period: tuple
         until_ms = shown[-1] + QUARTER_MS
         for meter, times in passed_over(context.store, site, shown[0], until_ms)[:_SHOWN]:
             context.say(f"{meter}: {times} negative readings were passed over")
+        precedence = context.settings.ledger.precedence
+        held = claims.load(context.store, site, precedence, shown[0], until_ms)
+        for one in disagreements(held, precedence, shown[0], until_ms):
+            context.say(
+                f"{one.believed} and {one.other} contradict each other about {one.gpus} GPUs for "
+                f"{one.gpu_ms / 3_600_000:.2f} GPU-hours: {one.believed} is believed"
+            )
     if len(rows) > 96:
         context.say(f"the last day of {len(rows)} quarters: ask for the rest by --from and --to")
     return 0

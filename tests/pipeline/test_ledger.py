@@ -224,6 +224,22 @@ def test_holders_at_once_share(desk):
     assert use.estimated_share == 1.0
 
 
+def test_sources_that_contradict_each_other_are_shown_side_by_side(desk):
+    """The first of the precedence is believed; who only leaves something out contradicts nobody."""
+    desk.samples(range(900), gpus=(0, 1))
+    desk.job("lab-a", "w1", 0, 900, gpus="0-1", source="slurm")
+    desk.job("lab-b", "w2", 0, 360, gpus="0-1", source="kubernetes")
+    desk.job("lab-a", "", 360, 900, gpus="0", source="kubernetes")
+    desk.close()
+    assert set(desk.ledger()) == {who("lab-a", "w1")}
+    _, _, said = desk.run("ledger", "status")
+    assert (
+        "slurm and kubernetes contradict each other about 2 GPUs for 0.20 GPU-hours: "
+        "slurm is believed"
+    ) in said
+    assert said.count("contradict") == 1
+
+
 def test_a_lease_outranks_the_scheduler(desk):
     """The tenant is the lessee; what runs stays what runs."""
     from pipeline.ledger import contract_store, contracts
