@@ -128,7 +128,7 @@ GPU_LABELS: Final = {"site", "hall", "row", "rack", "pdu", "node", "gpu"}
 def test_a_healthy_site_pages_nobody() -> None:
     """Jobs start and end, one after the other."""
     with world(nodes=8) as w:
-        w.go(1200)
+        w.go(1200, interval_ms=60_000)
         jobs = w.site.store.query("SELECT uniqExact(workload) FROM allocations").rows[0][0]
         assert jobs > 1
         assert w.pages() == []
@@ -161,7 +161,7 @@ def test_each_fault_of_a_gpu_is_told_by_its_rules() -> None:
         assert w.pages() == []
         for fault in faults:
             w.site.source.clear(fault)
-        w.go(2700, interval_ms=60_000)
+        w.go(2700, interval_ms=180_000)
         assert w.active() == set()
 
 
