@@ -227,6 +227,8 @@ class _Display:
         self._store, self._counted, self._service = store, counted, service
         self._settings, self._clock = settings, clock
         self._tty = sys.stderr.isatty()
+        if not self._tty:  # where the block would show it
+            print(f"look  {console}", file=sys.stderr, flush=True)
         self._next_s = clock.monotonic_s() + 1
         self._patience_s = clock.monotonic_s() + 15
         self._rows = (clock.monotonic_s(), 0)
