@@ -129,7 +129,7 @@ def up(tmp_path_factory):
         stderr=subprocess.PIPE,
         env=os.environ | {"MEGAWATCH_AGENT__LISTEN": "127.0.0.1:0"},
     )
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until and not asked(data, "SELECT count() FROM gpu_samples") > 0:
         time.sleep(0.2)
     yield process, data
@@ -186,6 +186,6 @@ def test_a_signal_ends_it_cleanly(up):
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10  # a round of rules may be under way
     assert not (data / NAME).exists()
     assert asked(data, "SELECT count() FROM gpu_samples") >= before
