@@ -16,6 +16,8 @@ from pipeline.leb128 import leb128
 
 Values = NDArray[np.generic] | Sequence[Any]
 """Integers of the storage type (an array), or Python values where a column is small."""
+Bytes = bytes | memoryview
+"""A piece of the block: an array's own memory where it can be, copied once when all are joined."""
 
 _INT_TYPES: Final = {
     "UInt8": "<u1", "UInt16": "<u2", "UInt32": "<u4", "UInt64": "<u8",
@@ -29,7 +31,7 @@ _AGGREGATE: Final = re.compile(r"SimpleAggregateFunction\(\w+, (.*)\)")
 def block(columns: Mapping[str, Values], types: Mapping[str, str]) -> bytes:
     """The block's bytes; `types` gives the table's type for every column."""
     rows = len(next(iter(columns.values())))
-    parts = [leb128(len(columns)), leb128(rows)]
+    parts: list[Bytes] = [leb128(len(columns)), leb128(rows)]
     for name, values in columns.items():
         assert len(values) == rows, f"column {name} has {len(values)} of {rows} rows"
         parts += [_text(name), _text(types[name])]
@@ -37,7 +39,7 @@ def block(columns: Mapping[str, Values], types: Mapping[str, str]) -> bytes:
     return b"".join(parts)
 
 
-def _column(values: Values, kind: str) -> list[bytes]:
+def _column(values: Values, kind: str) -> list[Bytes]:
     if found := _AGGREGATE.fullmatch(kind):
         return _column(values, found[1])
     if found := _NULLABLE.fullmatch(kind):
@@ -52,16 +54,16 @@ def _column(values: Values, kind: str) -> list[bytes]:
     if not isinstance(values, np.ndarray):
         # By way of the type: numpy makes floats of a list of integers below and above 2^63.
         return [np.array(values, _dtype(kind)).tobytes()]
-    return [values.astype(_dtype(kind), copy=False).tobytes()]
+    return [np.ascontiguousarray(values, _dtype(kind)).data]
 
 
-def _nullable(values: Values, kind: str) -> list[bytes]:
+def _nullable(values: Values, kind: str) -> list[Bytes]:
     if isinstance(values, np.ndarray):
         code = NULL_CODE[values.dtype.str[1:]]  # type: ignore[index]
         missing = np.asarray(values == code)
         if missing.any():
             values = np.where(missing, np.zeros(1, values.dtype), values)
-        return [missing.tobytes(), *_column(values, kind)]
+        return [missing.data, *_column(values, kind)]
     filled = [("" if kind == "String" else 0) if v is None else v for v in values]
     return [bytes(v is None for v in values), *_column(filled, kind)]
 

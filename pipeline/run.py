@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline import memory
 from pipeline.clock import Clock
 from pipeline.errors import Retry
 from pipeline.kafka import KafkaLog
@@ -36,6 +37,7 @@ def run(
     clock: Clock,
 ) -> int:
     """Read every topic into the store until stopped; what is in flight is finished first."""
+    memory.keep_pages()
     with ExitStack() as stack:
         store = _patiently(lambda: open_store(settings.clickhouse), _PATIENCE_S, stop, clock)
         if store is None:

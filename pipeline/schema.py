@@ -26,9 +26,10 @@ DEDUPLICATION_WINDOW: Final = 20_000
 _PLAIN: Final = "auto_statistics_types = ''"
 """No statistics of every column of every part: measured, a sixth of the cost of all ingest."""
 _SYNCED: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
-_BULK: Final = "min_bytes_for_wide_part = 134217728, merge_selector_base = 12"
-"""One file for a fresh part in place of two for every column, and a dozen parts to a merge, not
-five: each pass over the rows costs as much as inserting them."""
+_BULK: Final = "min_bytes_for_wide_part = 134217728, merge_selector_base = 60"
+"""One file for a fresh part in place of two for every column, and dozens of parts to a merge, not
+five: each pass over the rows costs as much as inserting them, and an hour of an insert a second
+then needs two passes, with at most some forty parts of each size."""
 _TIME, _ENERGY = "UInt64 CODEC(T64, ZSTD(1))", "Decimal(18, 3) CODEC(T64, ZSTD(1))"
 LEDGER_COLUMNS: Final = (
     ("allocated_ms", _TIME), ("energy_j", _ENERGY), ("idle_j", _ENERGY), ("bridged_j", _ENERGY),
@@ -77,8 +78,8 @@ def metric_columns(metrics: Sequence[Metric]) -> list[tuple[str, str]]:
 
 def _codec(metric: Metric) -> str:
     if metric.kind == "counter":
-        return "Delta, ZSTD(1)"
-    return "ZSTD(1)" if metric.storage in ("u1", "i2") else "T64, ZSTD(1)"
+        return "Delta, Default"
+    return "Default" if metric.storage in ("u1", "i2") else "T64, Default"
 
 
 def rollup_columns(table: Rollup) -> list[RollupColumn]:

@@ -27,6 +27,7 @@ from pipeline.records import (
     Record,
 )
 from pipeline.store import Store
+from pipeline.thin import Thin
 from pipeline.topics import BACKFILL, LANES, SAMPLES, decode_record
 
 CLOCK_SUSPECT_MS: Final = 60_000
@@ -126,7 +127,7 @@ class Totals:
 
 @dataclass(slots=True)
 class Writer:
-    """Decodes, validates, stamps and inserts; keeps no values between batches."""
+    """Decodes, validates, stamps and inserts; what it keeps between batches changes no value."""
 
     store: Store
     directory: Directory
@@ -136,6 +137,7 @@ class Writer:
     _learned_of: str = ""
     _forgot_ms: int = 0
     _leased_ms: int = 0
+    _thin: Thin = field(default_factory=Thin)
     _records: list[Record] = field(default_factory=list)
     _bad_records: list[tuple[LogRecord, str]] = field(default_factory=list)
 
@@ -149,6 +151,7 @@ class Writer:
         else:
             done = self._write_records(batch, now_ms)
         self._log(batch, done, watermark_ms)
+        self._forget(now_ms)
         return done
 
     def _write_samples(self, batch: Batch, now_ms: int) -> Written:
@@ -157,9 +160,10 @@ class Writer:
         base = Written(len(batch.records), 0, len(batch.dropped), len(batch.rejects), size)
         if not good:
             return base
+        self._thin.undo()  # of a try that failed: it is judged again
         blocks = decode.decode(
             [r.value for r in good], batch.headers, self.directory.layouts,
-            self.directory.holders(),
+            self.directory.holders(), self._thin.worth,
         )  # fmt: skip
         samples = blocks.samples
         judge_values(samples)
@@ -173,6 +177,7 @@ class Writer:
             if block:
                 stamped = block | {"ingested_at": _constant(now_ms // 1000, block)}
                 self.store.insert(table, stamped, batch.token)
+        self._thin.settle()
         count = len(samples["ts"])
         if not count:
             return base
@@ -202,7 +207,6 @@ class Writer:
             # Once per batch: when the insert is tried again the directory would find nothing new.
             self._records, self._bad_records = self._read(batch)
             self._learned_of = batch.token
-            self._forget(now_ms)
         for table, block in rows.by_table(self._records, now_ms).items():
             self.store.insert(table, block, batch.token)
         self._write_dead_letters(batch, self._bad_records, now_ms)
@@ -216,10 +220,11 @@ class Writer:
             self.directory.lease(contract_store.read(self.store))
 
     def _forget(self, now_ms: int) -> None:
-        """Now and then: claims that no raw row can need any more, or they would gather for ever."""
+        """Now and then: what no row can need any more, or it would gather for ever."""
         if now_ms - self._forgot_ms >= FORGET_EVERY_MS:
             self._forgot_ms = now_ms
             self.directory.forget_before(now_ms - HORIZON_MS)
+            self._thin.forget_before(now_ms - FORGET_EVERY_MS)
 
     def _read(self, batch: Batch) -> tuple[list[Record], list[tuple[LogRecord, str]]]:
         records: list[Record] = []

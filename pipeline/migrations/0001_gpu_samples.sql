@@ -2,18 +2,18 @@
 -- tenant and workload are provisional stamps for live panels; money goes through allocations.
 CREATE TABLE IF NOT EXISTS ${db}gpu_samples${on_cluster}
 (
-    gpu UInt64 CODEC(Delta, ZSTD(1)),
-    ts DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
-    node UInt64 CODEC(ZSTD(1)),
-    site UInt64 CODEC(ZSTD(1)),
-    tenant UInt64 CODEC(ZSTD(1)),
-    workload UInt64 CODEC(ZSTD(1)),
-    stream UInt64 CODEC(ZSTD(1)),
-    seq UInt64 CODEC(Delta, ZSTD(1)),
-    dt_ms UInt32 CODEC(ZSTD(1)),
-    flags UInt16 CODEC(ZSTD(1)),
-    energy_kind Enum8('none' = 0, 'counter' = 1, 'trapezoid' = 2) CODEC(ZSTD(1)),
-    ingested_at DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    gpu UInt64 CODEC(Delta, Default),
+    ts DateTime64(3, 'UTC') CODEC(Delta, Default),
+    node UInt64 CODEC(Default),
+    site UInt64 CODEC(Default),
+    tenant UInt64 CODEC(Default),
+    workload UInt64 CODEC(Default),
+    stream UInt64 CODEC(Default),
+    seq UInt64 CODEC(Delta, Default),
+    dt_ms UInt32 CODEC(Default),
+    flags UInt16 CODEC(Default),
+    energy_kind Enum8('none' = 0, 'counter' = 1, 'trapezoid' = 2) CODEC(Default),
+    ingested_at DateTime('UTC') CODEC(Delta, Default),
     ${fast_columns}
 )
 ENGINE = MergeTree

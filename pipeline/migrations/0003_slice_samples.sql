@@ -1,15 +1,15 @@
 -- MIG instances: one row per instance and tick. Power belongs to the device, never here.
 CREATE TABLE IF NOT EXISTS ${db}slice_samples${on_cluster}
 (
-    gpu UInt64 CODEC(Delta, ZSTD(1)),
-    gi UInt8 CODEC(ZSTD(1)),
-    ci UInt8 CODEC(ZSTD(1)),
-    ts DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
-    node UInt64 CODEC(ZSTD(1)),
-    site UInt64 CODEC(ZSTD(1)),
-    stream UInt64 CODEC(ZSTD(1)),
-    seq UInt64 CODEC(Delta, ZSTD(1)),
-    ingested_at DateTime('UTC') CODEC(Delta, ZSTD(1)),
+    gpu UInt64 CODEC(Delta, Default),
+    gi UInt8 CODEC(Default),
+    ci UInt8 CODEC(Default),
+    ts DateTime64(3, 'UTC') CODEC(Delta, Default),
+    node UInt64 CODEC(Default),
+    site UInt64 CODEC(Default),
+    stream UInt64 CODEC(Default),
+    seq UInt64 CODEC(Delta, Default),
+    ingested_at DateTime('UTC') CODEC(Delta, Default),
     ${slice_columns}
 )
 ENGINE = MergeTree
