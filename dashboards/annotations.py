@@ -36,7 +36,7 @@ ALLOCATIONS: Final = Annotation(
     name="Allocations",
     sql="""
 SELECT $__timeInterval(from_ts) AS time,
-    concat(if(count() = 1, any(tenant), concat(toString(uniqExact(tenant_id)), ' tenants')), ': ',
+    concat(if(uniqExact(tenant_id) = 1, any(tenant), concat(toString(uniqExact(tenant_id)), ' tenants')), ': ',
         toString(count()), ' allocations begin on ', toString(uniqExact(node_id)), ' nodes') AS text
 FROM allocations
 WHERE site_id = toUInt64OrZero(${site:singlequote}) AND tenant_id != 0 AND $__timeFilter_ms(from_ts)

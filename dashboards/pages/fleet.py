@@ -101,7 +101,7 @@ FROZEN: Final = Panel(
     description=(
         "Ticks come, but nothing moves: power is the same to 0.1 W in every tick of at least two of"
         " the last five minutes of the range, and the energy counter, where there is one, stands"
-        " still (gpu_minutes, a minute or two behind). A source that repeats old values looks so;"
+        " still over them (gpu_minutes, a minute or two behind). A source that repeats old values looks so;"
         " an idle GPU does not, unless its sensor is coarse and it has no counter. No data: none,"
         " or no minutes are there."
     ),
@@ -114,9 +114,9 @@ ANY INNER JOIN
     FROM gpu_minutes AS m
     WHERE {SITE} AND ts > {AT} - INTERVAL 6 MINUTE AND ts <= {AT} AND rows >= 3
         AND power_w_min = power_w_max
-        AND ifNull(energy_counter_last_j <= energy_counter_first_j, 1)
     GROUP BY gpu
     HAVING minutes >= 2 AND min(power_w_min) = max(power_w_max)
+        AND ifNull(max(energy_counter_last_j) <= min(energy_counter_first_j), 1)
 ) AS f ON p.gpu_id = f.gpu
 ORDER BY node, gpu
 LIMIT 200
@@ -176,33 +176,29 @@ HOTTEST: Final = Panel(
         " power: a busy GPU among idle ones is hot too. No data: no GPU reports a temperature."
     ),
     sql=f"""
-SELECT place.1 AS node, place.2 AS gpu, place.3 AS temp_c, peers_c, place.3 - peers_c AS above_c,
-    place.4 AS power_w, {SITE_ID}
+SELECT h.node AS node, place.1 AS gpu, place.2 AS temp_c, peers_c, place.2 - peers_c AS above_c,
+    if(isNaN(place.3), NULL, place.3) AS power_w, {SITE_ID}
 FROM
 (
-    SELECT n.1 AS members, if(length(members) >= 4, n.2, rack_c) AS peers_c
+    SELECT node, members, if(length(members.1) >= 4, node_c,
+        arrayReduce('medianExact', groupArrayArray(members.2) OVER (PARTITION BY rack))) AS peers_c
     FROM
     (
-        SELECT groupArray((members, node_c)) AS nodes,
-            arrayReduce('medianExact', arrayMap(m -> m.3, groupArrayArray(members))) AS rack_c
-        FROM
+        SELECT rack, node, (groupArray(gpu_index), groupArray(temp),
+            groupArray(ifNull(power, nan))) AS members,
+            medianExact(temp) AS node_c
+        FROM ({PLACES}) AS p
+        ANY INNER JOIN
         (
-            SELECT rack, groupArray((node, gpu_index, temp, power)) AS members, medianExact(temp) AS node_c
-            FROM ({PLACES}) AS p
-            ANY INNER JOIN
-            (
-                SELECT gpu, argMax(temp_gpu_c, ts) AS temp, toFloat64(argMax(tuple(power_w), ts).1) AS power
-                FROM gpu_latest
-                WHERE {SITE} AND ts > now64(3) - INTERVAL {HEARD_S} SECOND AND temp_gpu_c IS NOT NULL
-                GROUP BY gpu
-            ) AS l ON p.gpu_id = l.gpu
-            GROUP BY rack, node
-        )
-        GROUP BY rack
+            SELECT gpu, argMax(temp_gpu_c, ts) AS temp, toFloat64(argMax(tuple(power_w), ts).1) AS power
+            FROM gpu_latest
+            WHERE {SITE} AND ts > now64(3) - INTERVAL {HEARD_S} SECOND AND temp_gpu_c IS NOT NULL
+            GROUP BY gpu
+        ) AS l ON p.gpu_id = l.gpu
+        GROUP BY rack, node
     )
-    ARRAY JOIN nodes AS n
-)
-ARRAY JOIN members AS place
+) AS h
+ARRAY JOIN arrayZip(members.1, members.2, members.3) AS place
 WHERE above_c > 0
 ORDER BY above_c DESC, node, gpu
 LIMIT 30

@@ -18,38 +18,55 @@ from dashboards.panel import WARN, Panel
 from dashboards.sql import SITE
 from pipeline import xids
 
+_WAITS: Final = (
+    "(s.recovery_action > 0 OR s.remap_pending > 0 OR s.remap_failure > 0"
+    " OR s.retired_pages_pending > 0)"
+)
+_WAITING: Final = f"""
+    SELECT gpu, state.1 AS action, state.2 AS pending, state.3 AS failed, state.4 AS pages
+    FROM
+    (
+        SELECT gpu, argMax((recovery_action, remap_pending, remap_failure, retired_pages_pending), ts) AS state
+        FROM gpu_health
+        WHERE {STATE} AND gpu IN (SELECT gpu FROM gpu_health AS s WHERE {STATE} AND {_WAITS})
+        GROUP BY gpu
+    )
+    WHERE action > 0 OR pending > 0 OR failed > 0 OR pages > 0"""
+"""GPUs whose newest health says so; one that said so a while ago may have been helped."""
 HANDS_NOW: Final = Panel(
     kind="stat",
     title="GPUs that wait for somebody",
     description=(
-        f"GPUs whose health (gpu_health, last {HEALTH_S} complete seconds of the range) asks for an action:"
-        " reset or reboot (recovery_action), a row remap that waits for a reset, one that failed,"
-        " pages that wait to be retired. A figure is absent where no GPU reports it."
+        f"GPUs whose newest health (gpu_health, last {HEALTH_S} complete seconds of the range) asks"
+        " for an action: reset or reboot (recovery_action), a row remap that waits for a reset, one"
+        " that failed, pages that wait to be retired. A figure is absent where no GPU reports it."
     ),
     sql=f"""
-SELECT if(count(recovery_action) = 0, NULL, uniqExactIf(gpu, recovery_action > 0)) AS recovery,
-    if(count(remap_pending) = 0, NULL, uniqExactIf(gpu, remap_pending > 0)) AS remap_pending,
-    if(count(remap_failure) = 0, NULL, uniqExactIf(gpu, remap_failure > 0)) AS remap_failed,
-    if(count(retired_pages_pending) = 0, NULL, uniqExactIf(gpu, retired_pages_pending > 0)) AS pages_pending
-FROM gpu_health AS h
-WHERE {STATE}
-HAVING count() > 0
+SELECT if(said.1, countIf(action > 0), NULL) AS recovery,
+    if(said.2, countIf(pending > 0), NULL) AS remap_pending,
+    if(said.3, countIf(failed > 0), NULL) AS remap_failed,
+    if(said.4, countIf(pages > 0), NULL) AS pages_pending
+FROM
+(
+    SELECT (count(recovery_action) > 0, count(remap_pending) > 0, count(remap_failure) > 0,
+        count(retired_pages_pending) > 0) AS said
+    FROM gpu_health WHERE {STATE} HAVING count() > 0
+) AS r
+LEFT JOIN ({_WAITING}) AS w ON 1
+GROUP BY said
 """,
     height=4,
     thresholds=((1, WARN),),
 )
 SLOWDOWN: Final = 0xE8
 """Clock event reasons that are no choice of anybody: hardware, thermal, power brake."""
-_WAITS: Final = (
-    "(s.recovery_action > 0 OR s.remap_pending > 0 OR s.remap_failure > 0"
-    " OR s.retired_pages_pending > 0)"
-)
 WAITING: Final = Panel(
     kind="table",
     title="GPUs that wait for somebody",
     description=(
-        f"Health of the last {HEALTH_S} complete seconds of the range (gpu_health): what the driver asks for, and"
-        " remaps or page retirements that are open or have failed. No data: none, or no health."
+        f"Newest health of the last {HEALTH_S} complete seconds of the range (gpu_health): what the"
+        " driver asks for, and remaps or page retirements that are open or have failed. No data:"
+        " none, or no health."
     ),
     sql=f"""
 SELECT p.node AS node, p.gpu_index AS gpu,
@@ -58,15 +75,7 @@ SELECT p.node AS node, p.gpu_index AS gpu,
         if(h.action > 0, concat('action ', toString(h.action)), '')) AS recovery,
     h.pending AS remap_pending, h.failed AS remap_failed, h.pages AS pages_pending, {SITE_ID}
 FROM ({PLACES}) AS p
-ANY INNER JOIN
-(
-    SELECT gpu, argMax(recovery_action, ts) AS action, argMax(remap_pending, ts) AS pending,
-        argMax(remap_failure, ts) AS failed, argMax(retired_pages_pending, ts) AS pages
-    FROM gpu_health AS s
-    WHERE {STATE}
-        AND {_WAITS}
-    GROUP BY gpu
-) AS h ON p.gpu_id = h.gpu
+ANY INNER JOIN ({_WAITING}) AS h ON p.gpu_id = h.gpu
 ORDER BY h.failed DESC, h.action DESC, node, gpu
 LIMIT 200
 """,
@@ -85,7 +94,7 @@ WORST_NODES: Final = Panel(
     ),
     sql=f"""
 WITH
-    waiting AS (SELECT gpu FROM gpu_health AS s WHERE {STATE} AND {_WAITS}),
+    waiting AS (SELECT gpu FROM ({_WAITING})),
     slowed AS
     (
         SELECT gpu FROM gpu_latest WHERE {SITE} AND ts > now64(3) - INTERVAL {HEARD_S} SECOND
@@ -156,6 +165,19 @@ ORDER BY indexOf({list(reversed(xids.TIERS))}, tier) = 0, indexOf({list(reversed
 )
 
 
+def _suspects(total: str) -> str:
+    """Rows of the GPUs whose counters stand highest, with the newest time at the range's beginning."""
+    return f"""
+    SELECT *, maxIf(ts, ts <= $__fromTime_ms) OVER (PARTITION BY gpu) AS base
+    FROM gpu_health
+    WHERE {SITE} AND ts >= $__fromTime_ms - INTERVAL {HEALTH_S} SECOND AND ts <= $__toTime_ms
+        AND gpu IN
+        (
+            SELECT gpu FROM gpu_health WHERE {STATE} AND {total} > 0
+            GROUP BY gpu ORDER BY max({total}) DESC LIMIT {SUSPECTS}
+        )"""
+
+
 def _increases(title: str, counters: dict[str, str], what: str) -> Panel:
     """Worst first: by how much counters of the GPUs that stand highest grew over the range.
 
@@ -179,8 +201,8 @@ def _increases(title: str, counters: dict[str, str], what: str) -> Panel:
         title=title,
         description=(
             f"{what} The range's increase of each counter (gpu_health), over driver reloads too, of"
-            f" the {SUSPECTS} GPUs whose counters stand highest in the last {HEALTH_S} complete seconds of the"
-            " range. Who is not here has grown less since its last reset than the last of them"
+            f" the {SUSPECTS} GPUs whose counters stand highest in the last {HEALTH_S} complete seconds"
+            f" of the range; since the newest health at its beginning, {HEALTH_S} s old at most. Who is not here has grown less since its last reset than the last of them"
             " stands. Empty: not reported. No data: no errors, or no health in the range."
         ),
         sql=f"""
@@ -195,12 +217,11 @@ ANY INNER JOIN
         FROM
         (
             SELECT gpu, min(ts) AS begun, {each}
-            FROM gpu_health
-            WHERE {SITE} AND $__timeFilter_ms(ts) AND gpu IN
+            FROM
             (
-                SELECT gpu FROM gpu_health WHERE {STATE} AND {total} > 0
-                GROUP BY gpu ORDER BY max({total}) DESC LIMIT {SUSPECTS}
+                {_suspects(total)}
             )
+            WHERE ts >= base
             GROUP BY gpu, boot_epoch, driver_epoch
         )
     )

@@ -1,9 +1,9 @@
 """What the panels of the fleet share: where GPUs are, which were heard, their latest health.
 
 Written for 220,000 GPUs: what is now comes from `gpu_latest`, what was from `gpu_minutes`,
-`tenant_minutes` and `events`; never from raw rows. `gpu_health` has 3 million rows a minute at that
-size: the state is read from its last HEALTH_S seconds, and counters over the range only of the
-SUSPECTS GPUs whose counters are highest at its end.
+`tenant_minutes` and `events`; never from raw rows. `gpu_health` has a row of each GPU a minute, and
+one at once when something changes: a GPU's state is its newest row of the last HEALTH_S seconds, and
+counters over the range are read only of the SUSPECTS GPUs whose counters are highest at its end.
 """
 
 from typing import Final
@@ -12,8 +12,8 @@ from dashboards.sql import EDGE, SITE
 
 HEARD_S: Final = 60
 """A GPU whose newest tick is older is missing."""
-HEALTH_S: Final = 10
-"""Health comes with every message, every 4 s: the last that are complete are in it."""
+HEALTH_S: Final = 75
+"""Every GPU that is heard has a row of health in it: a minute, a message's 4 s, and some to spare."""
 SUSPECTS: Final = 100
 RACKS: Final = 40
 SAMPLE: Final = 25_000

@@ -131,7 +131,11 @@ ANY LEFT JOIN
 ) AS l ON p.gpu_id = l.gpu
 ANY LEFT JOIN (SELECT gpu_id, uuid, model FROM inventory WHERE {OF_NODE}) AS i ON p.gpu_id = i.gpu_id
 ANY LEFT JOIN (SELECT id, toNullable(name) AS name FROM tenants) AS t ON l.tenant = t.id
-ANY LEFT JOIN (SELECT id, toNullable(name) AS name FROM workloads) AS w ON l.workload = w.id
+ANY LEFT JOIN
+(
+    SELECT id, toNullable(name) AS name FROM workloads
+    WHERE id IN (SELECT workload FROM gpu_latest WHERE {IN_NODE})
+) AS w ON l.workload = w.id
 ORDER BY p.gpu_index
 """,
     columns={

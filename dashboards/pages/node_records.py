@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from dashboards.pages.fleet_sql import HEALTH_S
 from dashboards.pages.node_sql import GPUS, HERE, OF_NODE, TENANT_LINK, WORKLOAD_LINK, gaps
 from dashboards.panel import Panel
 from dashboards.sql import EDGE, SITE
@@ -13,9 +14,10 @@ HEALTH: Final = Panel(
     kind="table",
     title="Health",
     description=(
-        "Newest health of each GPU in the last hour of the range (gpu_health): counters since the"
-        " driver was loaded (volatile, links) or of the board's life (remapped, retired), limits,"
-        " and what the driver asks for. Empty: not reported. No data: no health in that hour."
+        "Newest health of each GPU in the last hour of the range (gpu_health), and in no less than"
+        f" its last {HEALTH_S} s: counters since the driver was loaded (volatile, links) or of the"
+        " board's life (remapped, retired), limits, and what the driver asks for. Empty: not"
+        " reported. No data: no health then."
     ),
     sql=f"""
 SELECT gpu_index AS gpu, h.* EXCEPT (gpu)
@@ -33,7 +35,8 @@ INNER JOIN
         argMax(tuple(s.recovery_action), s.ts).1 AS recovery_action, toFloat64(argMax(tuple(s.power_limit_w), s.ts).1) AS power_limit_w,
         argMax(tuple(s.mig_mode), s.ts).1 AS mig_mode
     FROM gpu_health AS s
-    WHERE {HERE} AND ts >= greatest($__fromTime, $__toTime - INTERVAL 1 HOUR) AND ts <= $__toTime
+    WHERE {HERE} AND ts <= $__toTime AND ts >= least(
+        $__toTime - INTERVAL {HEALTH_S} SECOND, greatest($__fromTime, $__toTime - INTERVAL 1 HOUR))
     GROUP BY gpu
 ) AS h ON p.gpu_id = h.gpu
 ORDER BY gpu_index

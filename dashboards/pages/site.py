@@ -93,10 +93,13 @@ POWER_BY_TENANT: Final = Panel(
     "No data: nothing was measured in the range.",
     sql=f"""
 WITH {MEASURED_STEP_EDGE} AS edge
-SELECT $__timeInterval(ts) AS time, any({tenant_name("p.tenant")}) AS tenant_name,
-    toFloat64(sum(power_w_ms)) / 1000 / {STEP_S} AS watts
-FROM ({power(SITE)}) AS p LEFT JOIN tenants AS t ON t.id = p.tenant
-GROUP BY time, p.tenant
+SELECT time, {tenant_name("p.tenant")} AS tenant_name, watts
+FROM
+(
+    SELECT $__timeInterval(ts) AS time, tenant, toFloat64(sum(power_w_ms)) / 1000 / {STEP_S} AS watts
+    FROM ({power(SITE)}) GROUP BY time, tenant
+) AS p
+LEFT JOIN tenants AS t ON t.id = p.tenant
 ORDER BY time
 """,
     unit="watt",

@@ -115,7 +115,7 @@ per_gpu AS
         sum(if(s.ts < second, toFloat64(assumeNotNull(power_w)) * dt_ms, 0)) / 1000 AS before,
         sum(if(s.ts >= second, toFloat64(assumeNotNull(power_w)) * dt_ms, 0)) / 1000 AS now
     FROM gpu_samples AS s
-    WHERE gpu IN (SELECT gpu FROM gpu_latest WHERE {SITE}) AND {SITE}
+    WHERE {SITE}
         AND s.ts >= toDateTime64(earlier, 3) AND s.ts < toDateTime64(second, 3) + INTERVAL 1 SECOND
         AND (s.ts < toDateTime64(earlier, 3) + INTERVAL 1 SECOND OR s.ts >= toDateTime64(second, 3))
         AND isNotNull(power_w) AND bitAnd(flags, {BAD_POWER}) = 0
@@ -137,7 +137,13 @@ FROM
     FROM ranked
 ) AS r
 LEFT JOIN tenants AS t ON t.id = r.tenant_id
-LEFT JOIN (SELECT id, name AS workload_name FROM workloads) AS w ON w.id = r.workload_id
+LEFT JOIN
+(
+    SELECT workload_id AS id, any(workload) AS workload_name FROM allocations
+    WHERE site_id = toUInt64OrZero(${{site:singlequote}}) AND workload_id != 0
+        AND (until_ts IS NULL OR until_ts > toDateTime64(earlier, 3))
+    GROUP BY workload_id
+) AS w ON w.id = r.workload_id
 WHERE 2 = (SELECT uniqExact(ts) FROM power_seconds
     WHERE {SITE} AND ts IN (second, second - INTERVAL 1 MINUTE))
 GROUP BY place

@@ -3,15 +3,19 @@
 from typing import Final
 
 from dashboards.annotations import ALERTS, DEPLOYS
+from dashboards.pages.stragglers import STRAGGLERS
 from dashboards.pages.workload_sql import (
+    ALL,
     CAUSES,
     EXPECTED,
+    FEW,
     FOREVER,
     GOOD,
     HELD,
-    JOB,
     LEAST_S,
+    MANY,
     MEASURED,
+    NONE,
     RHYTHM_S,
     ROWS,
     SHARES,
@@ -20,6 +24,7 @@ from dashboards.pages.workload_sql import (
     TIME,
     WATTS,
     WORKLOAD,
+    job,
     mean,
     newest,
 )
@@ -29,7 +34,9 @@ from dashboards.sql import SITE_VARIABLE
 _LONG: Final = (
     f" Raw seconds, or whole minutes of the job where those would be more than {ROWS:,} rows."
 )
-_NONE: Final = " No data: nothing was measured on the job's GPUs in the range."
+_MANY: Final = (
+    f" Of {MANY:,} of its GPUs (those of the lowest ids, which is chance) if it has more."
+)
 
 WHO: Final = Panel(
     kind="table",
@@ -53,13 +60,13 @@ NOW: Final = Panel(
     title="Newest second",
     description="Watts of the job in the newest complete second of the range, the sum over the GPUs"
     " that were measured and never scaled up, beside how many of its GPUs those are. From"
-    " gpu_samples." + _NONE,
+    " gpu_samples." + NONE,
     sql=f"""
-WITH {newest(str(LEAST_S))}
+WITH {newest(str(LEAST_S), ALL)}
 SELECT toDateTime(toUnixTimestamp(ts), 'UTC') AS second,
     sumIf(toFloat64(power_w) * least(dt_ms, 1000), {GOOD}) / 1000 AS watts,
     uniqExact(gpu) AS gpus_measured,
-    (SELECT countIf(arrayExists(s -> s.1 < last_s * 1000 AND s.2 >= last_s * 1000, spans)) FROM mine)
+    (SELECT countIf(arrayExists(s -> s.1 < high_s * 1000 AND s.2 >= high_s * 1000, spans)) FROM mine)
         AS gpus_held
 FROM seconds
 GROUP BY second
@@ -74,9 +81,9 @@ ENERGY: Final = Panel(
     kind="stat",
     title="Energy",
     description="Measured energy in the range, GPUs only, from their counters where they have them."
-    + _LONG + _NONE,
+    + _LONG + NONE,
     sql=f"""
-WITH {JOB},
+WITH {job(ALL)},
 {MEASURED}
 SELECT sum(joules) / 3600 AS energy_wh
 FROM measured
@@ -116,7 +123,7 @@ COVERED: Final = Panel(
     description="Measured GPU-time over the GPU-time that the job held in the range, up to what has"
     " settled." + _LONG + " No data: the job held nothing in the range.",
     sql=f"""
-WITH {JOB},
+WITH {job(ALL)},
 {MEASURED},
 {EXPECTED}
 SELECT 100 * least(1, (SELECT sum(dt_ms) FROM measured) / sum(held_ms)) AS coverage_pct
@@ -132,9 +139,9 @@ SLOWED: Final = Panel(
     kind="stat",
     title="Throttled",
     description="Share of the measured GPU-time in which clocks were held down, by power cap, heat"
-    " or power brake; causes may overlap, the longest of each row counts." + _LONG + _NONE,
+    " or power brake; causes may overlap, the longest of each row counts." + _LONG + _MANY + NONE,
     sql=f"""
-WITH {JOB},
+WITH {job(MANY)},
 {MEASURED}
 SELECT 100 * sum(least(toFloat64(dt_ms), greatest({", ".join(f"ifNull(throttle_{c}_ms, 0)" for c in CAUSES)})))
     / sum(dt_ms) AS throttled_pct
@@ -153,9 +160,9 @@ POWER: Final = Panel(
     kind="timeseries",
     title="Power of the job",
     description="Mean watts of each step, the sum over the job's GPUs, never scaled up for GPUs that"
-    " were not measured: see the coverage." + _LONG + _NONE,
+    " were not measured: see the coverage." + _LONG + NONE,
     sql=f"""
-WITH {JOB},
+WITH {job(ALL)},
 {MEASURED}
 SELECT {TIME}, sum(product) / 1000 / {STEP_S} AS watts
 FROM measured
@@ -170,9 +177,9 @@ SPREAD: Final = Panel(
     kind="timeseries",
     title="Power per GPU: least, median, most",
     description="Mean watts of each GPU and step; drawn are the lowest, the median and the highest"
-    " GPU of each step, not every GPU." + _LONG + _NONE,
+    " GPU of each step, not every GPU." + _LONG + _MANY + NONE,
     sql=f"""
-WITH {JOB},
+WITH {job(MANY)},
 {MEASURED}
 SELECT {TIME}, min(watts) AS least, quantile(0.5)(watts) AS median, max(watts) AS most
 FROM (SELECT step, gpu, sum(product) / sum(product_ms) AS watts FROM measured
@@ -190,7 +197,7 @@ COVERAGE: Final = Panel(
     description="Measured GPU-time over the GPU-time that the job held, step by step; 0 where none"
     " of its GPUs was measured." + _LONG + " No data: the job held nothing then.",
     sql=f"""
-WITH {JOB},
+WITH {job(ALL)},
 {MEASURED},
 {EXPECTED}
 SELECT {TIME}, 100 * least(1, ifNull(m.had_ms, 0) / held_ms) AS coverage_pct
@@ -206,9 +213,9 @@ THROTTLING: Final = Panel(
     kind="timeseries",
     title="Throttling by cause",
     description="Share of the measured GPU-time in which each cause held clocks down; causes may"
-    " overlap." + _LONG + _NONE,
+    " overlap." + _LONG + _MANY + NONE,
     sql=f"""
-WITH {JOB},
+WITH {job(MANY)},
 {MEASURED}
 SELECT {TIME}, {SHARES}
 FROM measured
@@ -221,16 +228,16 @@ ORDER BY time
 )  # fmt: skip
 
 _RECENT: Final = (
-    f" Raw seconds: the newest {RHYTHM_S} of the range, fewer of a job of more than"
-    f" {ROWS // RHYTHM_S:,} GPUs. From gpu_samples."
+    f" Raw seconds: the newest {RHYTHM_S} of the range, of {FEW} of its GPUs (those of the lowest"
+    " ids, which is chance) if it has more. From gpu_samples."
 )
 RHYTHM: Final = Panel(
     kind="timeseries",
     title="Step rhythm: power",
     description="Watts of the mean GPU of the job, second by second. Power is an average over 1 s:"
-    " steps shorter than 2 s cannot be seen." + _RECENT + _NONE,
+    " steps shorter than 2 s cannot be seen." + _RECENT + NONE,
     sql=f"""
-WITH {newest(str(RHYTHM_S))}
+WITH {newest(str(RHYTHM_S), FEW)}
 SELECT toDateTime(toUnixTimestamp(ts), 'UTC') AS time, {WATTS} AS watts
 FROM seconds
 GROUP BY time
@@ -245,9 +252,9 @@ BUSY: Final = Panel(
     title="Step rhythm: utilisation",
     description="Means over the job's GPUs, second by second: time with a kernel running,"
     " multiprocessors with work, tensor cores active (the last two from Hopper on)." + _RECENT
-    + _NONE,
+    + NONE,
     sql=f"""
-WITH {newest(str(RHYTHM_S))}
+WITH {newest(str(RHYTHM_S), FEW)}
 SELECT toDateTime(toUnixTimestamp(ts), 'UTC') AS time, {mean("util_gpu_pct")} AS gpu_busy,
     {mean("sm_active_pct")} AS sm_active, {mean("tensor_active_pct")} AS tensor_active
 FROM seconds
@@ -268,7 +275,7 @@ PERIOD: Final = Panel(
     " Swing: the middle nine tenths of its watts. Empty: no peak above 0.3, or a second is missing."
     + _RECENT,
     sql=f"""
-WITH {newest(str(RHYTHM_S))},
+WITH {newest(str(RHYTHM_S), FEW)},
 line AS
 (
     SELECT groupArray(watts) AS watts, max(at_s) - min(at_s) + 1 = count() AS whole
@@ -302,53 +309,6 @@ FROM waves
     columns={"period_s": "s", "likeness": "percentunit", "swing_w": "watt", "seconds_read": "s"},
     width=6,
 )
-STRAGGLERS: Final = Panel(
-    kind="table",
-    title="Stragglers",
-    description="The 30 GPUs that lie furthest below their peers: the least of power, utilisation,"
-    " multiprocessor activity and clock against the job's median, worst first. Means over the newest"
-    f" raw seconds of the range, at most {ROWS:,} rows of gpu_samples; empty is not reported." + _NONE,
-    sql=f"""
-WITH {newest("greatest(1, edge_s - from_s)")}
-SELECT toString({SITE}) AS site_id, node, gpu_index,
-    arrayMin(arrayFilter(r -> isFinite(r), arrayMap(r -> ifNull(r, inf), [
-        watts / nullIf(median_watts, 0), gpu_busy / nullIf(median_busy, 0),
-        sm_active / nullIf(median_sm, 0), clock_hz / nullIf(median_clock, 0)]))) * 100 AS of_median,
-    watts, median_watts, gpu_busy, median_busy, sm_active, median_sm, clock_hz, hottest_c,
-    throttled_pct, seconds
-FROM
-(
-    SELECT *, quantile(0.5)(watts) OVER () AS median_watts,
-        quantile(0.5)(gpu_busy) OVER () AS median_busy, quantile(0.5)(sm_active) OVER () AS median_sm,
-        quantile(0.5)(clock_hz) OVER () AS median_clock
-    FROM
-    (
-        SELECT any(of_node) AS node, any(number) AS gpu_index, {WATTS} AS watts,
-            {mean("util_gpu_pct")} AS gpu_busy, {mean("sm_active_pct")} AS sm_active,
-            1e6 * {mean("clock_sm_mhz")} AS clock_hz, max(temp_gpu_c) AS hottest_c,
-            100 * sum(greatest(throttle_power_cap_ms, throttle_sw_thermal_ms, throttle_hw_thermal_ms,
-                throttle_power_brake_ms)) / sum(dt_ms) AS throttled_pct,
-            sum(dt_ms) / 1000 AS seconds
-        FROM seconds
-        GROUP BY gpu
-    )
-)
-ORDER BY of_median
-LIMIT 30
-""",
-    columns={
-        "of_median": "percent", "watts": "watt", "median_watts": "watt", "gpu_busy": "percent",
-        "median_busy": "percent", "sm_active": "percent", "median_sm": "percent",
-        "clock_hz": "hertz", "hottest_c": "celsius", "throttled_pct": "percent", "seconds": "s",
-    },
-    links={
-        "node": "/d/megawatch-node?var-site=${__data.fields.site_id}&var-node=${__data.fields.node}"
-    },
-    hidden=("site_id",),
-    width=24,
-    height=10,
-)  # fmt: skip
-
 PAGES: Final = (
     Page(
         uid="megawatch-workload",

@@ -220,7 +220,80 @@ def test_increase_across_a_reset(place):
     found = place.ask(fleet_faults.MEMORY_ERRORS)
     assert [(r["gpu"], r["corrected"]) for r in found] == [(5, 60), (0, 8), (1, 8), (2, 1)]
     assert {r["uncorrected"] for r in found} == {None}
-    assert [(r["gpu"], r["corrected"]) for r in place.ask(fleet_faults.MEMORY_ERRORS, 3)] == []
+    late = place.ask(
+        fleet_faults.MEMORY_ERRORS, 3
+    )  # what the last rows have that those before had not
+    assert [(r["gpu"], r["corrected"]) for r in late] == [(5, 60), (1, 3), (0, 1), (2, 1)]
+    assert place.ask(fleet_faults.MEMORY_ERRORS, 1, at_ms=place.now_ms - 2500) == []
+
+
+def test_increase_of_thinned_health(place):
+    """The first row within the range may be the one that brings the change."""
+    place.inventory("n1", 3)
+    for index, said in enumerate((((75, 7), (40, 9)), ((80, 7), (40, 9)), ((55, 7), (20, 7)))):
+        place.rows("gpu_health", *(
+            {"of": ("n1", index), "ts": place.now_ms - 1000 * ago, "ecc_corrected_volatile": count}
+            for ago, count in said
+        ))  # fmt: skip
+    found = place.ask(fleet_faults.MEMORY_ERRORS, 60)
+    assert [(r["gpu"], r["corrected"]) for r in found] == [(0, 2), (1, 2)]
+    found = place.ask(fleet_faults.MEMORY_ERRORS, 2)
+    assert [(r["gpu"], r["corrected"]) for r in found] == []
+
+
+@pytest.mark.parametrize("every_s", [4, 60])
+def test_a_state_is_that_of_the_newest_row(place, every_s):
+    """Of rows by message and of thinned ones: who waited a while ago and was helped does not wait."""
+    place.inventory("n1", 5)
+    asked = {"recovery_action": 1, "remap_pending": 1, "remap_failure": 0}
+    helped = {"recovery_action": 0, "remap_pending": 0, "remap_failure": 0}
+
+    def said(index: int, began: int, ended: int, values) -> None:
+        ages = sorted({*range(began, ended, -every_s)}, reverse=True)
+        place.rows("gpu_health", *(
+            {"of": ("n1", index), "ts": place.now_ms - 1000 * age} | values for age in ages
+        ))  # fmt: skip
+
+    said(0, 72, 12, asked)
+    said(0, 10, 0, helped)
+    said(1, 70, 40, helped)
+    said(1, 38, 0, asked)
+    said(2, 74, 60, asked)
+    said(2, 57, 0, dict.fromkeys(asked))
+    said(3, 110, 80, asked)  # not heard since
+    said(4, 70, 0, helped | {"remap_failure": 1})
+    (stat,) = place.ask(fleet_faults.HANDS_NOW)
+    assert stat == {"recovery": 1, "remap_pending": 1, "remap_failed": 1, "pages_pending": None}
+    waiting = place.ask(fleet_faults.WAITING)
+    assert [(r["gpu"], r["recovery"], r["remap_pending"], r["remap_failed"]) for r in waiting] == [
+        (4, "", 0, 1), (1, "reset GPU", 1, 0),
+    ]  # fmt: skip
+    assert [r["waiting_gpus"] for r in place.ask(fleet_faults.WORST_NODES)] == [2]
+
+
+def test_nobody_waits(place):
+    """A figure of 0 where it is reported and nobody waits."""
+    place.inventory("n1", 1)
+    health(place, "n1", 0, [0], recovery_action=0)
+    (stat,) = place.ask(fleet_faults.HANDS_NOW)
+    assert stat == {
+        "recovery": 0,
+        "remap_pending": None,
+        "remap_failed": None,
+        "pages_pending": None,
+    }
+
+
+def test_health_of_the_node_in_a_short_range(place):
+    """A range shorter than a minute still has each GPU's newest health, not that of long ago."""
+    place.inventory("n1", 2)
+    place.rows("gpu_health", *(
+        {"of": ("n1", index), "ts": place.now_ms - 1000 * ago, "ecc_corrected_volatile": count}
+        for index, ago, count in ((0, 64, 3), (0, 62, 4), (1, 90, 5))
+    ))  # fmt: skip
+    found = place.ask(node_records.HEALTH, 10)
+    assert [(r["gpu"], r["ecc_corrected"]) for r in found] == [(0, 4)]
+    assert len(place.ask(node_records.HEALTH, 120)) == 2
 
 
 def test_who_waits_for_somebody(place):
@@ -239,7 +312,7 @@ def test_who_waits_for_somebody(place):
 
 def test_frozen(place):
     """Power and energy stand still; steady power with a counter that runs is a steady job."""
-    place.inventory("n1", 5)
+    place.inventory("n1", 6)
     flat = {"power_w_min": 400.1, "power_w_max": 400.1}
     still = {"energy_counter_first_j": 7000, "energy_counter_last_j": 7000}
     runs = {"energy_counter_first_j": 7000, "energy_counter_last_j": 9000}
@@ -248,6 +321,8 @@ def test_frozen(place):
         place.minute("n1", 1, ago, **flat, **runs)
         place.minute("n1", 2, ago, power_w_min=400.1, power_w_max=400.2, **still)
         place.minute("n1", 3, ago, power_w_min=400 + ago, power_w_max=400 + ago, **still)
+        once = dict.fromkeys(still, 9000 - ago)  # one reading a minute, and it moves
+        place.minute("n1", 5, ago, **flat, **once)
     place.minute("n1", 4, 1, **flat, **still)
     found = place.ask(fleet.FROZEN)
     assert [(r["node"], r["gpu"], r["power_w"], r["minutes"]) for r in found] == [
