@@ -142,11 +142,11 @@ def _asked(
 ) -> tuple[float, float]:  # fmt: skip
     """CPU and wall seconds of one question, a mean; the first one, which warms up, is not counted."""
     times = evaluate.Times(extent.now_s * 1000, (extent.now_s - SETTLED_S) * 1000)
-    caps, clock = caps_w(extent), SystemClock()
+    caps, clock, names = caps_w(extent), SystemClock(), evaluate.Names()
     cpu_s = wall_s = 0.0
     for number in range(rounds + 1):
         begun_s, before_s = time.perf_counter(), _cpu_s()
-        asked = evaluate.ask(store, rules, thresholds, caps, times, clock, float("inf"))
+        asked = evaluate.ask(store, rules, thresholds, caps, times, clock, float("inf"), names)
         spent_s, gone_s = _cpu_s() - before_s, time.perf_counter() - begun_s
         if asked.errors:
             raise RuntimeError(f"a rule fails at this size: {asked.errors}")

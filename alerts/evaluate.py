@@ -2,21 +2,38 @@
 
 import datetime as dt
 import logging
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from alerts import compile as compiler
-from alerts.rule import Rule, Signal, by_signal
+from alerts.rule import Named, Rule, Signal, by_signal
 from alerts.state import Answer, Hit
 from pipeline.clock import Clock
 from pipeline.errors import Retry
 from pipeline.store import Store
 
+Names = dict[tuple[Named, str], str]
+"""Names of ids, by view and the id as text. An id is a hash of its name: it never has another."""
+
 _log: Final = logging.getLogger("megawatch.alerts")
 
-LIMITS: Final = {"max_execution_time": 10, "max_memory_usage": 4 << 30}
-"""Of one query of a signal, in seconds and bytes."""
+LIMITS: Final = {
+    "max_execution_time": 10, "max_memory_usage": 4 << 30, "max_threads": 1,
+    **dict.fromkeys(
+        (
+            "optimize_and_compare_chain", "optimize_extract_common_expressions",
+            "optimize_group_by_function_keys", "optimize_or_like_chain",
+            "optimize_rewrite_aggregate_function_with_if", "optimize_syntax_fuse_functions",
+            "use_query_condition_cache",
+        ), 0,
+    ),
+}  # fmt: skip
+"""Of one query of a signal, in seconds and bytes. Threads cost more than they save here, and so do
+searches for what these queries do not have: planning them costs as much as their rows do."""
+MAX_NAMES: Final = 1 << 17
+COMPARED: Final = {">": operator.gt, "<": operator.lt}
 NOT_SETTLED_S: Final = 4_102_444_800
 """The view `settled` says 2105 where no pipeline is alive: then data rules have nothing new."""
 
@@ -49,11 +66,12 @@ def settled_ms(store: Store) -> int:
 
 def ask(
     store: Store, rules: Sequence[Rule], thresholds: Mapping[str, float],
-    caps_w: Mapping[str, float], times: Times, clock: Clock, until_s: float,
+    caps_w: Mapping[str, float], times: Times, clock: Clock, until_s: float, names: Names,
 ) -> Asked:  # fmt: skip
     """Ask what rules need at their signals' times, until the clock's `until_s` at the latest.
 
     A signal whose query fails is asked rule by rule, so that one bad rule does not hide the others.
+    `names` learns what was looked up.
     """
     asked = Asked()
     for group in by_signal(rules).values():
@@ -61,18 +79,18 @@ def ask(
         at_ms = times.of(signal) if signal else 0
         if signal is None or not at_ms:
             continue
-        _ask_together(store, group, thresholds, caps_w, at_ms, asked)
+        _ask_together(store, group, thresholds, caps_w, at_ms, asked, names)
         failed = [rule for rule in group if rule.name in asked.errors]
         for rule in failed if len(group) > 1 else ():
             if clock.monotonic_s() >= until_s:
                 break
-            _ask_together(store, [rule], thresholds, caps_w, at_ms, asked)
+            _ask_together(store, [rule], thresholds, caps_w, at_ms, asked, names)
     return asked
 
 
 def _ask_together(
     store: Store, rules: Sequence[Rule], thresholds: Mapping[str, float],
-    caps_w: Mapping[str, float], at_ms: int, asked: Asked,
+    caps_w: Mapping[str, float], at_ms: int, asked: Asked, names: Names,
 ) -> None:  # fmt: skip
     signal = rules[0].signal
     assert signal is not None, "asked without a signal"
@@ -80,6 +98,12 @@ def _ask_together(
     try:
         text = compiler.bound(compiler.query(signal, rules, thresholds), caps_w)
         rows = store.query(text, at, **LIMITS).dicts()
+        if len(rows) == compiler.MAX_ROWS:
+            # A longer answer is cut at the same place every time.
+            text = compiler.query(signal, rules, thresholds, ordered=True)
+            rows = store.query(compiler.bound(text, caps_w), at, **LIMITS).dicts()
+        for label, table in signal.names.items():
+            _name(store, rows, label, table, names)
         present = True
         if any(rule.no_data != "ok" for rule in rules):
             text = compiler.bound(_presence(signal), caps_w)
@@ -93,16 +117,49 @@ def _ask_together(
     whole = len(rows) < compiler.MAX_ROWS
     for rule in rules:
         asked.errors.pop(rule.name, None)
-        asked.answers[rule.name] = Answer(_hits(signal, rule, rows), present, whole)
+        asked.answers[rule.name] = Answer(_hits(signal, rule, rows, thresholds), present, whole)
+
+
+def _name(
+    store: Store, rows: Sequence[dict[str, object]], label: str, table: Named, names: Names
+) -> None:
+    """Put names in place of a label's ids. Raises Retry."""
+    ids = {str(row[label]) for row in rows if row[label]}
+    if len(names) + len(ids) > MAX_NAMES:
+        names.clear()
+    unknown = sorted(int(id_) for id_ in ids if (table, id_) not in names)
+    if unknown:
+        found = store.query(
+            f"SELECT id, name FROM {table} WHERE id IN {{ids:Array(UInt64)}} AND name != ''",  # noqa: S608
+            {"ids": unknown}, **LIMITS,
+        ).rows  # fmt: skip
+        names.update({(table, str(id_)): name for id_, name in found})
+    for row in rows:
+        if id_ := str(row[label]):
+            row[label] = names.get((table, id_)) or _hex(int(id_))
+
+
+def _hex(number: int) -> str:
+    """As the engine's own lower(hex(...)): whole bytes."""
+    digits = f"{number:x}"
+    return digits.zfill(len(digits) + len(digits) % 2)
 
 
 def _presence(signal: Signal) -> str:
     return f"{signal.with_} SELECT toFloat64({signal.present}) FROM {signal.source}".strip()  # noqa: S608
 
 
-def _hits(signal: Signal, rule: Rule, rows: Sequence[Mapping[str, object]]) -> list[Hit]:
+def _hits(
+    signal: Signal,
+    rule: Rule,
+    rows: Sequence[Mapping[str, object]],
+    thresholds: Mapping[str, float],
+) -> list[Hit]:
+    """What of the rows breaks this rule."""
+    limit, breaks = thresholds.get(rule.name, rule.threshold), COMPARED[rule.operator]
+    values = ((row, row[rule.name]) for row in rows)
     return [
-        Hit({name: str(row[name] or "") for name in signal.labels}, float(str(row[rule.name])))
-        for row in rows
-        if row[rule.name] is not None
+        Hit({name: str(row[name] or "") for name in signal.labels}, value)
+        for row, told in values
+        if told is not None and breaks(value := float(str(told)), limit)
     ]

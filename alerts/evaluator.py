@@ -62,6 +62,7 @@ class Evaluator:
         self._folded: dict[Severity, Folded] = {}
         self._judged_ms = 0
         self._asked: dict[str, tuple[int, int]] = {}
+        self._names: evaluate.Names = {}
         now_ms = self._begun_ms = clock.now_ms()
         self._held = False
         self._saved = history.restore(store, now_ms)
@@ -119,8 +120,9 @@ class Evaluator:
         wanted = [r for r in self.rules if r.signal and r.signal.name in due]
         until_s = self.clock.monotonic_s() + self.settings.interval_s
         asked = evaluate.ask(
-            self._store, wanted, self.settings.thresholds, self._caps_w, times, self.clock, until_s
-        )
+            self._store, wanted, self.settings.thresholds, self._caps_w, times, self.clock, until_s,
+            self._names,
+        )  # fmt: skip
         by_rule: dict[str, dict[int, Alert]] = {}
         for print_, alert in self.alerts.items():
             by_rule.setdefault(alert.rule, {})[print_] = alert

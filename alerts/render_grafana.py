@@ -44,12 +44,9 @@ def uid(rule: Rule) -> str:
 def sql(rule: Rule, thresholds: Mapping[str, float], caps_w: Mapping[str, float]) -> str:
     """What A asks: labels, and one number."""
     assert rule.signal is not None, f"{rule.name} has no SQL"
-    text = compiler.query(rule.signal, [rule], thresholds)
-    if rule.no_data != "ok":
-        # Every row, broken or not, so that no row at all means that nothing is heard.
-        broken = rf"v_{rule.name} [<>] [^\s,)]+"
-        text = re.sub(rf"if\({broken}, (v_\w+), NULL\)", r"\1", text)
-        text = re.sub(rf" WHERE {broken}", f" WHERE v_{rule.name} IS NOT NULL", text)
+    # Where silence is an alarm every row, broken or not: no row at all means that nothing is heard.
+    text = compiler.query(rule.signal, [rule], thresholds, every=rule.no_data != "ok", ordered=True)
+    text = compiler.named(rule.signal, rule, text)
     at = NOW if rule.signal.clock == "wall" else SETTLED
     return compiler.bound(text, caps_w, at)
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+Named = Literal["sites", "tenants", "workloads"]
+"""Views of (id, name) that give ids of labels their names."""
 Severity = Literal["page", "ticket", "info"]
 Scope = Literal["site", "hall", "row", "rack", "pdu", "node", "gpu", "tenant", "job", "service"]
 Clock = Literal["data", "wall"]
@@ -28,9 +30,12 @@ class Signal:
 
     `$at` in the SQL stands for the time of evaluation, a DateTime('UTC') on a whole second: behind
     the watermark where `clock` is "data", else now. `$caps` stands for the configured caps, a table
-    of (scope String, name String, watts Float64).
+    of (scope String, name String, watts Float64); `$site_caps` for those of sites, an array of
+    (id of the site or 0 for any, watts).
     labels: label name to SQL over `source`; a label is text, and is stable while an alert lasts. Its
         name hides a column of that name from the rules' values.
+    names: which labels are ids, and where their names are: only what breaks a rule is named, since
+        that costs a large site more than most rules do. An id that has no name is shown in hex.
     source: what follows FROM, up to WHERE; the values of rules are aggregates over its groups.
     present: SQL aggregate over `source`; 0 means that there is nothing to judge (no data).
     every_s: how often it is worth its cost; a multiple of the evaluator's interval.
@@ -41,6 +46,7 @@ class Signal:
     labels: Mapping[str, str]
     source: str
     present: str
+    names: Mapping[str, Named] = field(default_factory=dict)
     with_: str = ""
     every_s: int = 15
 

@@ -3,11 +3,11 @@
 from typing import Final
 
 from alerts.rule import Rule, Signal
-from alerts.rules.topology import WORKLOADS, by_gpu, named, placed
+from alerts.rules.topology import by_gpu, named, placed
 
 _FRESH: Final = "ts > $at - 60 AND ts <= $at + 60"
 _WHERE_LABELS: Final = {
-    "site": named("w.site", "of_site"), "hall": "w.hall", "row": "w.row", "rack": "w.rack",
+    "site": "of_site", "hall": "w.hall", "row": "w.row", "rack": "w.rack",
     "pdu": "w.pdu", "node": "w.node", "gpu": named("w.uuid", "of_gpu"),
 }  # fmt: skip
 
@@ -41,36 +41,45 @@ _ODD: Final = f"""
 
 LATEST: Final = Signal(
     name="latest",
-    every_s=30,
+    every_s=60,
     clock="data",
     labels=_WHERE_LABELS | {
-        "tenant": "if(of_tenant < 2, '', tenants.name)", "workload": "j.name",
+        "tenant": "if(of_tenant < 2, '', toString(of_tenant))",
+        "workload": "if(of_workload < 2, '', toString(of_workload))",
     },
+    names={"site": "sites", "tenant": "tenants", "workload": "workloads"},
     present=f"count() + (SELECT count() FROM gpu_latest WHERE {_FRESH})",  # noqa: S608
-    source=f"""{placed(_ODD)}
-    LEFT JOIN tenants ON tenants.id = of_tenant
-    LEFT JOIN {WORKLOADS} AS j ON j.id = of_workload""",
+    source=placed(_ODD),
 )  # fmt: skip
 
 _MINUTES: Final = "ts >= toStartOfMinute($at) - 300 AND ts < toStartOfMinute($at)"
-_STUCK: Final = """(power_w_min = power_w_max AND rows >= 30 AND held_ms * 2 < m.dt_ms AND (active_ms * 2 > m.dt_ms
-            OR (power_w_max > 0 AND ifNull(energy_counter_first_j = energy_counter_last_j, 0))))"""
-"""Who is idle may well draw the same to a tenth of a watt; but not while its counter stands still."""
-_SUSPECT: Final = f"""(throttle_hw_thermal_ms > 0 OR throttle_power_brake_ms > 0 OR {_STUCK}
-            OR (energy_j > 0 AND m.dt_ms >= 55000 AND power_w_dt_ms >= 55000
-                AND abs(toFloat64(energy_j) * 1000 - toFloat64(power_w_ms)) > 0.1 * toFloat64(power_w_ms)))"""
+_STEADY: Final = "power_w_min = power_w_max AND rows >= 30 AND held_ms * 2 < m.dt_ms"
+_STUCK: Final = f"({_STEADY} AND active_ms * 2 > m.dt_ms)"
+_STILL: Final = f"""({_STEADY} AND active_ms * 2 <= m.dt_ms AND power_w_max > 0
+            AND ifNull(energy_counter_first_j = energy_counter_last_j, 0))"""
+"""Who is idle may well draw the same to a tenth of a watt; but not while its counter stands still.
+A minute may have one reading of the counter: only several minutes tell whether it does."""
+_SUSPECT: Final = f"""(throttle_hw_thermal_ms > 0 OR throttle_power_brake_ms > 0 OR {_STUCK} OR {_STILL}
+            OR (m.dt_ms >= 55000 AND power_w_dt_ms >= 55000 AND reinterpretAsInt64(energy_j) > 0
+                AND abs(reinterpretAsInt64(energy_j) * 10 - reinterpretAsInt64(power_w_ms)) * 10
+                    > reinterpretAsInt64(power_w_ms)))"""
+"""The sums of a minute as what they are underneath, millijoules and tenths of them: 64 bits hold
+them, and as decimals of 128 they cost twice as much to compare."""
 
 GPU_MINUTES: Final = Signal(
     name="gpu_minutes",
     every_s=60,
     clock="data",
     labels=_WHERE_LABELS,
+    names={"site": "sites"},
     present=f"count() + (SELECT count() FROM gpu_minutes WHERE {_MINUTES})",  # noqa: S608
     source=placed(f"""
     SELECT gpu AS of_gpu, ts, any(site) AS of_site, argMax(m.dt_ms, version) AS dt_ms,
         argMax(throttle_hw_thermal_ms, version) AS hot_ms,
         argMax(throttle_power_brake_ms, version) AS brake_ms,
-        argMax({_STUCK}, version) AS stuck,
+        argMax({_STUCK}, version) AS stuck, argMax({_STILL}, version) AS still,
+        argMax(energy_counter_first_j, version) AS first_j,
+        argMax(energy_counter_last_j, version) AS last_j,
         argMax(toFloat64(energy_j) * 1000, version) AS counted,
         argMax(toFloat64(power_w_ms), version) AS integrated
     FROM gpu_minutes AS m WHERE {_MINUTES} AND {_SUSPECT} GROUP BY gpu, ts"""),  # noqa: S608
@@ -159,7 +168,7 @@ RULES: Final = (
         severity="ticket",
         scope="gpu",
         signal=GPU_MINUTES,
-        value="sum(stuck)",
+        value=("sum(stuck) + if(minIf(first_j, still) = maxIf(last_j, still), sum(still), 0)"),
         unit="min",
         above=2,
         for_s=60,

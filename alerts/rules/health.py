@@ -1,6 +1,6 @@
 """What the hardware says of itself: memory errors, links, recovery, XIDs by who must act."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from alerts.rule import Rule, Severity, Signal
@@ -8,46 +8,70 @@ from alerts.rules.topology import PLACE, by_gpu, masked, named, placed
 from pipeline.xids import XIDS, Tier, codes
 
 _LABELS: Final = {
-    "site": named("w.site", "of_site"), "hall": "w.hall", "row": "w.row", "rack": "w.rack",
-    "pdu": "w.pdu", "node": "w.node", "gpu": named("w.uuid", "of_gpu"),
+    "site": "of_site", "hall": "w.hall", "row": "w.row", "rack": "w.rack", "pdu": "w.pdu",
+    "node": "w.node", "gpu": named("w.uuid", "of_gpu"),
 }  # fmt: skip
-NEWEST_S: Final = 12
-"""Agents flush every 4 s: every GPU that is heard has a row of its newest slow columns in it."""
+NEWEST_S: Final = 75
+"""Every GPU that is heard has a row of slow columns so young: one a minute, and one with each
+change, so that the newest of them says how it is."""
 APART_S: Final = 60
+"""Growth is told over so long: what did not change since has its row within NEWEST_S before."""
 _COUNTERS: Final = {
-    "ecc": "ecc_uncorrected_volatile",
-    "links": "ifNull(nvlink_replay_errors, 0) + ifNull(nvlink_recovery_errors, 0)",
-    "replays": "pcie_replays",
+    "ecc": ("ecc_uncorrected_volatile",),
+    "links": ("nvlink_replay_errors", "nvlink_recovery_errors"),
+    "replays": ("pcie_replays",),
 }
 _STATES: Final = (
     "remap_failure", "remap_pending", "retired_pages_pending", "recovery_action",
 )  # fmt: skip
+_NOW: Final = f"ts > $at - {NEWEST_S} AND ts <= $at"
+_BEFORE: Final = f"ts > $at - {APART_S + NEWEST_S} AND ts <= $at - {APART_S}"
 
 
-def _grown(name: str, sql: str) -> str:
-    """By how much a counter grew; NULL where the driver was reloaded, or half is missing."""
-    now, before = (f"maxIf(toInt64({sql}), {side})" for side in ("ts >= $at - 12", "ts < $at - 12"))
-    return f"if(uniqExact(driver_epoch) = 1, {now} - {before}, NULL) AS {name}"
+def _grown(name: str, counters: Iterable[str]) -> str:
+    """By how much counters grew; NULL where the driver was reloaded.
+
+    A counter that was not reported on either side did not grow: the newest that was counts.
+    """
+    sides = [
+        (
+            f"argMaxIf(toInt64({counter}), ts, {_NOW})",
+            f"argMaxIf(toInt64({counter}), ts, {_BEFORE})",
+        )
+        for counter in counters
+    ]
+    grown = " + ".join(f"ifNull({now} - {before}, 0)" for now, before in sides)
+    return f"if(same_driver, {grown}, NULL) AS {name}"
 
 
+def _newest(state: str) -> str:
+    return f"argMaxIf(ifNull({state}, 0), ts, {_NOW}) AS now_{state}"
+
+
+_EVER: Final = " OR ".join(
+    f"ifNull({column}, 0) > 0"
+    for column in (*_STATES, *(c for counters in _COUNTERS.values() for c in counters))
+)
+_CHANGED: Final = " OR ".join(
+    (*(f"{name} > 0" for name in _COUNTERS), *(f"now_{state} > 0" for state in _STATES))
+)
 HEALTH: Final = Signal(
     name="health",
     every_s=60,
     clock="data",
     labels=_LABELS,
-    present=f"count() + (SELECT count() FROM gpu_health WHERE ts >= $at - {NEWEST_S} AND ts < $at)",  # noqa: S608
+    names={"site": "sites"},
+    present=f"count() + (SELECT count() FROM gpu_health WHERE {_NOW})",  # noqa: S608
     source=placed(f"""
-    SELECT gpu AS of_gpu, any(site) AS of_site, {", ".join(_grown(n, s) for n, s in _COUNTERS.items())},
-        {", ".join(f"maxIf(ifNull({s}, 0), ts >= $at - {NEWEST_S}) AS now_{s}" for s in _STATES)}
+    SELECT gpu AS of_gpu, any(site) AS of_site,
+        argMaxIf(driver_epoch, ts, {_NOW}) = argMaxIf(driver_epoch, ts, {_BEFORE}) AS same_driver,
+        {", ".join(_grown(*item) for item in _COUNTERS.items())},
+        {", ".join(map(_newest, _STATES))}
     FROM gpu_health
-    PREWHERE (ts >= $at - {NEWEST_S} OR ts < $at - {APART_S}) AND ts >= $at - {APART_S + NEWEST_S} AND ts < $at
-    WHERE gpu IN
-    (
-        SELECT gpu FROM gpu_health PREWHERE ts >= $at - {NEWEST_S} AND ts < $at
-        WHERE {" OR ".join(f"ifNull({c}, 0) > 0" for c in (*_STATES, *_COUNTERS.values()))}
-    )
+    PREWHERE ts > $at - {APART_S + NEWEST_S} AND ts <= $at
+    WHERE gpu IN (SELECT gpu FROM gpu_health PREWHERE {_NOW} WHERE {_EVER})
     GROUP BY gpu
-    HAVING ecc > 0 OR links > 0 OR replays > 0 OR {" OR ".join(f"now_{s} > 0" for s in _STATES)}"""),  # noqa: S608
+    HAVING {_CHANGED}"""),  # noqa: S608
 )
 
 _KNOWN: Final = ", ".join(map(str, sorted(XIDS)))
@@ -68,7 +92,7 @@ EVENTS: Final = Signal(
     every_s=30,
     clock="wall",
     labels={
-        "site": named("of_name", "of_site"),
+        "site": "of_site",
         "hall": "of.2",
         "row": "of.3",
         "rack": "of.4",
@@ -79,6 +103,7 @@ EVENTS: Final = Signal(
         "workload": "of.9",
         "xid": "of.10",
     },
+    names={"site": "sites", "tenant": "tenants", "workload": "workloads"},
     present="1 + count()",
     with_=f"""WITH said AS (
     SELECT site AS of_site, node AS of_node, gpu AS of_gpu, uuid AS of_uuid, kind, code, ts AS of_ts,
@@ -86,46 +111,37 @@ EVENTS: Final = Signal(
     FROM events WHERE ts >= $at - {EVENTS_S} AND ts <= $at + 60 AND kind != 'sxid'
     GROUP BY of_site, of_node, ts, of_gpu, of_uuid, kind, code LIMIT 100000)""",  # noqa: S608
     source=f"""(
-    SELECT said.*, of_name, arrayJoin(arrayConcat(
+    SELECT said.*, arrayJoin(arrayConcat(
         if({_MINE}, {masked([("job", ("tenant", "workload", "xid"))], _PLACED)},
             {masked([("gpu", tuple(c for c in _PLACED if c not in ("tenant", "workload")))], _PLACED)}),
         if({_in("fatal")}, {masked([("rack", ("hall", "row", "rack", "pdu"))], _PLACED)}, [])
     )) AS of
     FROM
     (
-        SELECT said.*, n.name AS of_name, p.hall AS hall, p.row AS row, p.rack AS rack,
-            p.pdu AS pdu, of_node AS node, if(kind = 'xid', toString(code), '') AS xid,
-            if(of_tenant < 2, '', t.name) AS tenant, ifNull(j.name, '') AS workload
-        FROM
+        SELECT said.*, p.hall AS hall, p.row AS row, p.rack AS rack, p.pdu AS pdu,
+            of_node AS node, if(kind = 'xid', toString(code), '') AS xid,
+            if(s.gpu = 0, l.tenant, s.tenant) AS of_tenant,
+            if(s.gpu = 0, l.workload, s.workload) AS of_workload,
+            if(of_tenant < 2, '', toString(of_tenant)) AS tenant,
+            if(of_workload < 2, '', toString(of_workload)) AS workload
+        FROM said
+        ASOF LEFT JOIN
         (
-            SELECT said.*, if(s.gpu = 0, l.tenant, s.tenant) AS of_tenant,
-                if(s.gpu = 0, l.workload, s.workload) AS of_workload
-            FROM said
-            ASOF LEFT JOIN
-            (
-                SELECT gpu, ts, tenant, workload FROM gpu_samples
-                WHERE gpu IN ({_ASKED}) AND ts >= $at - {EVENTS_S + 60} AND ts <= $at + 60
-            ) AS s ON s.gpu = of_gpu AND of_ts >= s.ts
-            LEFT JOIN
-            (
-                SELECT gpu, argMax(tenant, ts) AS tenant, argMax(workload, ts) AS workload
-                FROM gpu_latest WHERE gpu IN ({_ASKED}) GROUP BY gpu
-            ) AS l ON l.gpu = of_gpu
-        ) AS said
-        LEFT JOIN sites AS n ON n.id = of_site
+            SELECT gpu, ts, tenant, workload FROM gpu_samples
+            WHERE gpu IN ({_ASKED}) AND ts >= $at - {EVENTS_S + 60} AND ts <= $at + 60
+        ) AS s ON s.gpu = of_gpu AND of_ts >= s.ts
         LEFT JOIN
         (
-            SELECT node, any(site_id) AS p_site, argMax(hall, from_ts) AS hall,
+            SELECT gpu, argMax(tenant, ts) AS tenant, argMax(workload, ts) AS workload
+            FROM gpu_latest WHERE gpu IN ({_ASKED}) GROUP BY gpu
+        ) AS l ON l.gpu = of_gpu
+        LEFT JOIN
+        (
+            SELECT node, site_id AS p_site, argMax(hall, from_ts) AS hall,
                 argMax(row, from_ts) AS row, argMax(rack, from_ts) AS rack,
                 argMax(pdu, from_ts) AS pdu
             FROM inventory WHERE node IN (SELECT of_node FROM said) GROUP BY node, site_id
         ) AS p ON p.node = of_node AND p.p_site = of_site
-        LEFT JOIN tenants AS t ON t.id = of_tenant
-        LEFT JOIN
-        (
-            SELECT workload_id AS id, any(workload) AS name FROM allocations
-            WHERE node IN (SELECT of_node FROM said WHERE {_MINE}) GROUP BY workload_id
-        ) AS j ON j.id = of_workload
     ) AS said
 )""",  # noqa: S608
 )

@@ -3,7 +3,6 @@
 from typing import Final
 
 from alerts.rule import Rule, Signal
-from alerts.rules.topology import named
 
 LOOK_BACK_S: Final = 26 * 3600
 DUE_S: Final = 2 * 3600
@@ -13,7 +12,8 @@ LEDGER: Final = Signal(
     name="ledger",
     every_s=60,
     clock="wall",
-    labels={"site": named("sites.name", "of_site")},
+    labels={"site": "of_site"},
+    names={"site": "sites"},
     present="count()",
     source=f"""(
         SELECT site AS of_site, ts AS of_ts, max(minutes_version) AS minutes FROM ledger_sources
@@ -35,8 +35,7 @@ LEDGER: Final = Signal(
             sum(measured_ms) AS held_ms, sum(active_ms) AS worked_ms,
             sumIf(active_ms, tenant = 0) AS nobody_ms
         FROM ledger_holders WHERE ts >= $at - {LOOK_BACK_S} AND ts < $at GROUP BY site, ts, version
-    ) AS h ON h_site = of_site AND h_ts = of_ts AND h_version = newest
-    LEFT JOIN sites ON sites.id = of_site""",  # noqa: S608
+    ) AS h ON h_site = of_site AND h_ts = of_ts AND h_version = newest""",  # noqa: S608
 )
 _RECENT: Final = "times > 0 AND of_ts >= $at - 6 * 3600"
 

@@ -3,23 +3,20 @@
 from typing import Final
 
 from alerts.rule import Rule, Signal
-from alerts.rules.topology import named
 
 METERS: Final = Signal(
     name="meters",
     every_s=30,
     clock="data",
     labels={
-        "site": named("sites.name", "of_site"),
+        "site": "of_site",
         **{kind: f"if(kind = '{kind}', meter, '')" for kind in ("hall", "row", "rack", "pdu")},
         "meter": "meter",
     },
+    names={"site": "sites"},
     present="count()",
-    with_="WITH (SELECT groupArray((concat(scope, ' ', name), watts)) FROM $caps) AS caps",
     source="""(
         SELECT site AS of_site, toString(meters.kind) AS kind, meter, max(ts) AS last_ts,
-            greatest(caps[indexOf(caps.1, concat(kind, ' ', meter))].2,
-                if(kind = 'site', caps[indexOf(caps.1, 'site ')].2, 0)) AS cap_w,
             avgIf(toFloat64(watts), ts >= $at - 30) AS latest_w,
             avgIf(toFloat64(watts), ts >= toStartOfMinute($at) - 600 AND ts < toStartOfMinute($at)) AS now_w,
             avgIf(toFloat64(watts), ts < toStartOfMinute($at) - 600) AS before_w,
@@ -37,8 +34,10 @@ METERS: Final = Signal(
         WHERE ts >= toStartOfMinute($at) - 3600 AND ts < toStartOfMinute($at)
         GROUP BY site
     ) AS g ON g.site = m.of_site
-    LEFT JOIN sites ON sites.id = m.of_site""",
+    LEFT JOIN $caps AS caps ON caps.scope = m.kind AND caps.name = m.meter""",
 )
+_ANY_SITE: Final = "if(any(kind) = 'site', arraySum(c -> if(c.1 = 0, c.2, 0), $site_caps), 0)"
+"""The cap of a site that is not named, since there is but one."""
 
 RULES: Final = (
     Rule(
@@ -48,7 +47,7 @@ RULES: Final = (
         severity="page",
         scope="pdu",
         signal=METERS,
-        value="100 * max(latest_w) / nullIf(max(cap_w), 0)",
+        value=f"100 * max(latest_w) / nullIf(greatest(max(caps.watts), {_ANY_SITE}), 0)",
         unit="%",
         above=100,
         for_s=30,

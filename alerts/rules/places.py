@@ -8,110 +8,133 @@ once it is not they that failed: then only the coverage is told.
 from typing import Final
 
 from alerts.rule import Rule, Scope, Severity, Signal
-from alerts.rules.topology import PLACE, masked, named
+from alerts.rules.topology import PLACE
+from pipeline.records import BAD_POWER
 
 SILENT_S: Final = 12
 """A GPU that is well is at most 5 s older here: agents flush every 4 s, and gpu_latest is written
 every 5 s, 8 s before which seconds count as complete. The rest is for an agent that is restarted."""
 NEW_S: Final = 120
 """A GPU that was announced so lately need not have been heard yet."""
-SPREAD: Final = "greatest(20, 0.05 * count() OVER (PARTITION BY of_site))"
+SPREAD: Final = "greatest(20, 0.05 * site_nodes)"
 """So many silent nodes in racks that are heard are no accident of theirs."""
-STALLED: Final = "greatest(20, 0.02 * count() OVER (PARTITION BY of_site))"
+STALLED: Final = "greatest(20, 0.02 * site_nodes)"
 """With so many a partition of the log stands still, and a rack may be silent by chance, too: then
 its nodes are told, which takes longer."""
 
-_ALL: Final = ("hall", "row", "rack", "pdu", "node", "uuid")
 _RACK: Final = ("hall", "row", "rack", "pdu")
 _VIEWS: Final = {
-    "site": (), "hall": ("hall",), "pdu": ("hall", "pdu"), "rack": _RACK, "node": (*_RACK, "node"),
+    "site": (), "hall": ("hall",), "feed": ("hall",), "pdu": ("hall", "pdu"), "rack": _RACK,
+    "node": _RACK,
 }  # fmt: skip
+"""What a view's rows name of where they are."""
+_ODD: Final = "Tuple(node String, seen UInt64, lost Array(String), suspect UInt64)"
+"""A node that is not wholly heard, or whose clock is off."""
 
 
-def _view(view: str) -> str:
-    return masked([(view, _VIEWS[view])], _ALL)
+_ROW: Final = ("kind", *(f"of_{name}" for name in (*_RACK, "node", "gpu")), "gpus")
+
+
+def _row(kind: str, place: str, gpus: str = "0", node: str = "''", uuid: str = "''") -> str:
+    """SQL of a tuple: what a row is told for, a place without what is below it, GPUs."""
+    where = ", ".join(name if name in _VIEWS[place] else "''" for name in _RACK)
+    return f"('{kind}', {where}, {node}, {uuid}, toUInt64({gpus}))"
 
 
 def _seen(place: str) -> str:
-    """GPUs heard in the place of this node; a place without a name is no place."""
+    """GPUs heard in the place of this rack; a place without a name is no place."""
     return f"if({place} = '', 1, sum(seen) OVER (PARTITION BY of_site, {place}))"
 
+
+_DARK: Final = f"""
+            multiIf(level = 'site', [{_row("dark site", "site", "expected")}],
+                level = 'hall', [{_row("dark hall", "hall", "expected")}],
+                level = 'pdu', [{_row("dark pdu", "pdu", "expected")}],
+                level = 'rack', [{_row("dark rack", "rack", "expected")}],
+                level = 'parts', arrayFlatten(arrayMap(n -> if(n.seen = 0,
+                    [{_row("dark node", "node", "length(n.lost)", "n.node")}],
+                    arrayMap(uuid -> {_row("dark gpu", "node", "1", "n.node", "uuid")}, n.lost)), odd)),
+                [])"""
+_NODES: Final = f"""
+                    SELECT any(i.site_id) AS of_site,
+                        {", ".join(f"any(i.{name}) AS {name}" for name in PLACE)},
+                        count() AS expected, countIf(l.gpu != 0) AS seen,
+                        groupArrayIf(i.uuid, l.gpu = 0) AS lost,
+                        sum(l.watts) AS watts, sum(l.braked) AS braked, sum(l.suspect) AS suspect
+                    FROM
+                    (
+                        SELECT site_id, node_id, {", ".join(PLACE)}, gpu_id, uuid
+                        FROM inventory FINAL
+                        WHERE from_ts <= $at - {NEW_S} AND (until_ts IS NULL OR until_ts > $at)
+                    ) AS i
+                    ANY LEFT JOIN
+                    (
+                        SELECT gpu, bitTest(ifNull(throttle_reasons, 0), 7) AS braked,
+                            bitTest(flags, 3) AS suspect,
+                            if(bitAnd(flags, {BAD_POWER}) = 0, toFloat64(ifNull(power_w, 0)), 0) AS watts
+                        FROM gpu_latest FINAL WHERE ts > $at - {SILENT_S}
+                    ) AS l ON l.gpu = i.gpu_id
+                    GROUP BY node_id"""  # noqa: S608
+"""Nodes with what was heard of their GPUs. ANY: each GPU is there once, and no row is copied."""
 
 PLACES: Final = Signal(
     name="places",
     every_s=15,
     clock="data",
     labels={
-        "site": named("site", "of_site"),
-        "hall": "of.2",
-        "row": "of.3",
-        "rack": "of.4",
-        "pdu": "of.5",
-        "node": "of.6",
-        "gpu": "of.7",
+        "site": "of_site",
+        "hall": "of_hall",
+        "row": "of_row",
+        "rack": "of_rack",
+        "pdu": "of_pdu",
+        "node": "of_node",
+        "gpu": "of_gpu",
     },
+    names={"site": "sites"},
     present="count()",
-    # By a hash table: a large site has thousands of caps, and each node is looked up three times.
-    with_=(
-        "WITH (SELECT (groupArray(concat(scope, ' ', name)), groupArray(watts)) FROM $caps) AS caps"
-    ),
+    # Racks, of which there are few, not nodes, are looked at from every side; caps are joined, since
+    # the engine plans a constant of thousands of values far more dearly than it reads a table.
     source=f"""(
-    SELECT *, arrayJoin(arrayConcat(
-        if(node = first_node, {_view("site")}, []),
-        if(hall_cap > 0 OR hall_feeds > 0, {_view("hall")}, []),
-        if(pdu_cap > 0, {_view("pdu")}, []),
-        if(rack_cap > 0 OR rack_braked > 0, {_view("rack")}, []),
-        if(suspect > 0, {_view("node").replace("'node'", "'clock'")}, []),
-        multiIf(
-            level = 'site', {masked([("dark", ())], _ALL)},
-            level = 'hall', {masked([("dark", _VIEWS["hall"])], _ALL)},
-            level = 'pdu', {masked([("dark", _VIEWS["pdu"])], _ALL)},
-            level = 'rack', {masked([("dark", _VIEWS["rack"])], _ALL)},
-            level = 'node', {masked([("dark", _VIEWS["node"])], _ALL)},
-            level = 'gpu', arrayMap(uuid -> {masked([("dark", _ALL)], _ALL)}[1], lost), [])
-    )) AS of
-    FROM
+    SELECT rows.*, caps.watts AS cap_w FROM
     (
-        SELECT *, sum(seen = 0 AND rack_seen > 0) OVER (PARTITION BY of_site) AS scattered,
-            multiIf(seen = expected, '', site_seen = 0, 'site', hall_seen = 0, 'hall',
-                pdu_seen = 0, 'pdu', rack_seen = 0 AND scattered <= {STALLED}, 'rack',
-                scattered > {SPREAD}, '', seen = 0, 'node', 'gpu') AS level,
-            transform(concat('hall ', hall), caps.1, caps.2, 0.) AS hall_cap,
-            transform(concat('pdu ', pdu), caps.1, caps.2, 0.) AS pdu_cap,
-            transform(concat('rack ', rack), caps.1, caps.2, 0.) AS rack_cap,
-            max(pdu_cap) OVER (PARTITION BY of_site, hall) AS hall_feeds, pdu AS feed
+        SELECT of_site, watts, seen, braked, site_seen, site_expected, pdu AS feed,
+            arrayJoin(arrayConcat(
+                if((hall, row, rack, pdu) = first, [{_row("site", "site")}], []),
+                [{", ".join(_row(view, view) for view in ("hall", "feed", "pdu", "rack"))}],
+                arrayMap(n -> {_row("clock", "node", "n.suspect", "n.node")},
+                    arrayFilter(n -> n.suspect > 0, odd)),{_DARK}
+            )) AS of, {", ".join(f"of.{n} AS {name}" for n, name in enumerate(_ROW, 1))},
+            if(kind = 'feed', 'pdu', kind) AS cap_scope,
+            multiIf(kind = 'hall', hall, kind = 'rack', rack, pdu) AS cap_name
         FROM
         (
-            SELECT *, sum(seen) OVER (PARTITION BY of_site) AS site_seen,
-                sum(expected) OVER (PARTITION BY of_site) AS site_expected,
-                min(node) OVER (PARTITION BY of_site) AS first_node,
-                {_seen("hall")} AS hall_seen, {_seen("pdu")} AS pdu_seen,
-                {_seen("rack")} AS rack_seen,
-                sum(braked) OVER (PARTITION BY of_site, rack) AS rack_braked
+            SELECT *, sum(if(rack_seen > 0, silent, 0)) OVER (PARTITION BY of_site) AS scattered,
+                multiIf(seen = expected, '', site_seen = 0, 'site', hall_seen = 0, 'hall',
+                    pdu_seen = 0, 'pdu', rack_seen = 0 AND scattered <= {STALLED}, 'rack',
+                    scattered > {SPREAD}, '', 'parts') AS level
             FROM
             (
-                SELECT site_id AS of_site, any(i.site) AS site,
-                    {", ".join(f"any(i.{name}) AS {name}" for name in PLACE)},
-                    count() AS expected, countIf(l.gpu != 0) AS seen,
-                    groupArrayIf(i.uuid, l.gpu = 0) AS lost,
-                    ifNull(sum(toFloat64(l.power_w)), 0) AS watts,
-                    countIf(bitAnd(ifNull(l.throttle_reasons, 0), 128) != 0) AS braked,
-                    countIf(bitTest(l.flags, 3)) AS suspect
+                SELECT *, sum(seen) OVER (PARTITION BY of_site) AS site_seen,
+                    sum(expected) OVER (PARTITION BY of_site) AS site_expected,
+                    sum(nodes) OVER (PARTITION BY of_site) AS site_nodes,
+                    min((hall, row, rack, pdu)) OVER (PARTITION BY of_site) AS first,
+                    {_seen("hall")} AS hall_seen, {_seen("pdu")} AS pdu_seen,
+                    {_seen("rack")} AS rack_seen
                 FROM
                 (
-                    SELECT site_id, node_id, site, {", ".join(PLACE)}, gpu_id, uuid
-                    FROM inventory FINAL
-                    WHERE from_ts <= $at - {NEW_S} AND (until_ts IS NULL OR until_ts > $at)
-                ) AS i
-                LEFT JOIN
-                (
-                    SELECT gpu, power_w, throttle_reasons, flags FROM gpu_latest FINAL
-                    WHERE ts > $at - {SILENT_S}
-                ) AS l ON l.gpu = i.gpu_id
-                GROUP BY of_site, node_id
+                    SELECT of_site, {", ".join(_RACK)}, count() AS nodes,
+                        countIf(n.seen = 0) AS silent, sum(n.expected) AS expected, sum(n.seen) AS seen,
+                        sum(n.watts) AS watts, sum(n.braked) AS braked,
+                        groupArrayIf(CAST((n.node, n.seen, n.lost, n.suspect), '{_ODD}'),
+                            n.seen < n.expected OR n.suspect > 0) AS odd
+                    FROM ({_NODES}
+                    ) AS n GROUP BY of_site, {", ".join(_RACK)}
+                )
             )
         )
-    )
+    ) AS rows
+    LEFT JOIN $caps AS caps ON caps.scope = rows.cap_scope AND caps.name = rows.cap_name
+    WHERE kind NOT IN ('hall', 'feed', 'pdu', 'rack') OR cap_w > 0 OR (kind = 'rack' AND braked > 0)
 )""",  # noqa: S608
 )
 
@@ -124,7 +147,7 @@ def _over(scope: Scope, severity: Severity) -> Rule:
         severity=severity,
         scope=scope,
         signal=PLACES,
-        value=f"100 * sumIf(watts, of.1 = '{scope}') / nullIf(maxIf({scope}_cap, of.1 = '{scope}'), 0)",
+        value=f"100 * sumIf(watts, kind = '{scope}') / nullIf(maxIf(cap_w, kind = '{scope}'), 0)",
         unit="%",
         above=100,
         for_s=30,
@@ -142,7 +165,7 @@ def _dark(scope: Scope, severity: Severity, what: str, for_s: int) -> Rule:
         severity=severity,
         scope=scope,
         signal=PLACES,
-        value=f"nullIf(sumIf(if(level = 'gpu', 1, expected), of.1 = 'dark' AND level = '{scope}'), 0)",
+        value=f"nullIf(sumIf(gpus, kind = 'dark {scope}'), 0)",
         unit="GPUs",
         above=0,
         for_s=for_s,
@@ -164,9 +187,9 @@ RULES: Final = (
         scope="hall",
         signal=PLACES,
         value=(
-            "100 * sumIf(watts, of.1 = 'hall' AND pdu_cap > 0) / nullIf("
-            "arraySum(c -> c.2, groupUniqArrayIf((feed, pdu_cap), of.1 = 'hall'))"
-            " - arrayMax(c -> c.2, arrayPushBack(groupUniqArrayIf((feed, pdu_cap), of.1 = 'hall'),"
+            "100 * sumIf(watts, kind = 'feed') / nullIf("
+            "arraySum(c -> c.2, groupUniqArrayIf((feed, cap_w), kind = 'feed'))"
+            " - arrayMax(c -> c.2, arrayPushBack(groupUniqArrayIf((feed, cap_w), kind = 'feed'),"
             " ('', 0.))), 0)"
         ),
         unit="%",
@@ -187,7 +210,7 @@ RULES: Final = (
         severity="page",
         scope="site",
         signal=PLACES,
-        value="100 * maxIf(site_seen, of.1 = 'site') / nullIf(maxIf(site_expected, of.1 = 'site'), 0)",
+        value="100 * maxIf(site_seen, kind = 'site') / nullIf(maxIf(site_expected, kind = 'site'), 0)",
         unit="%",
         below=95,
         for_s=120,
@@ -200,7 +223,7 @@ RULES: Final = (
         severity="page",
         scope="rack",
         signal=PLACES,
-        value="100 * sumIf(braked, of.1 = 'rack') / nullIf(sumIf(seen, of.1 = 'rack'), 0)",
+        value="100 * sumIf(braked, kind = 'rack') / nullIf(sumIf(seen, kind = 'rack'), 0)",
         unit="%",
         above=50,
         for_s=30,
@@ -214,7 +237,7 @@ RULES: Final = (
         severity="ticket",
         scope="node",
         signal=PLACES,
-        value="nullIf(sumIf(suspect, of.1 = 'clock'), 0)",
+        value="nullIf(sumIf(gpus, kind = 'clock'), 0)",
         unit="GPUs",
         above=0,
         for_s=120,

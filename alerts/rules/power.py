@@ -12,7 +12,6 @@ Power is an average over a second, so only oscillation slower than 2 s can be se
 from typing import Final
 
 from alerts.rule import Rule, Signal
-from alerts.rules.topology import named
 
 SERIES_S: Final = 128
 OSCILLATION_S: Final = 64
@@ -52,15 +51,13 @@ def _turned(function: str) -> str:
 SECONDS: Final = Signal(
     name="seconds",
     clock="data",
-    labels={"site": "of_name", "tenant": "tenant_name"},
+    labels={"site": "of_site", "tenant": "if(view = 'site', '', toString(of_tenant))"},
+    names={"site": "sites", "tenant": "tenants"},
     present="count()",
-    with_="WITH (SELECT groupArray((name, watts)) FROM $caps WHERE scope = 'site') AS caps",
     source=f"""(
-    SELECT view, now_w, ago_w, minute_w, sudden_w, whole, line,
-        {named("sites.name", "of_site")} AS of_name,
-        if(view = 'site', '', {named("tenants.name", "of_tenant")}) AS tenant_name,
+    SELECT of_site, of_tenant, view, now_w, ago_w, minute_w, sudden_w, whole, line,
         nullIf(arrayReduce('min', arrayMap(c -> c.2,
-            arrayFilter(c -> c.1 IN ('', of_name), caps))), 0) AS cap_w,
+            arrayFilter(c -> c.1 = 0 OR c.1 = of_site, $site_caps))), 0) AS cap_w,
         arrayMap((v, i) -> v - line.1 * i - line.2, recent, {_ROW}) AS level,
         if(NOT whole, [0., 0.], arrayMap(
             k -> 2 / {OSCILLATION_S} * sqrt(pow({_turned("cos")}, 2) + pow({_turned("sin")}, 2)),
@@ -94,7 +91,7 @@ SECONDS: Final = Signal(
         )
         ARRAY JOIN ['site', 'tenant'] AS view
         GROUP BY of_site, view, of_tenant
-    ) AS p LEFT JOIN sites ON sites.id = of_site LEFT JOIN tenants ON tenants.id = of_tenant
+    )
 )""",  # noqa: S608
 )
 

@@ -3,7 +3,6 @@
 from typing import Final
 
 from alerts.rule import Rule, Signal
-from alerts.rules.topology import WORKLOADS, named
 
 WINDOW_S: Final = 6 * 3600
 EDGE: Final = "toStartOfMinute($at)"
@@ -24,7 +23,8 @@ MINUTES: Final = Signal(
     name="tenant_minutes",
     every_s=60,
     clock="data",
-    labels={"site": named("sites.name", "of_site"), "tenant": named("tenants.name", "of_tenant")},
+    labels={"site": "of_site", "tenant": "of_tenant"},
+    names={"site": "sites", "tenant": "tenants"},
     present="count()",
     with_="""WITH leases AS (
     SELECT sites.id AS lease_site, tenant_id AS lease_tenant, sum(of_gpus) AS gpus, sum(of_kw) AS kw,
@@ -46,29 +46,23 @@ MINUTES: Final = Signal(
     GROUP BY of_site, of_tenant, ts
     UNION ALL SELECT lease_site, lease_tenant, {EDGE} - 60, 0, 0, 0 FROM leases
 ) AS m
-LEFT JOIN leases ON lease_site = of_site AND lease_tenant = of_tenant
-LEFT JOIN sites ON sites.id = of_site LEFT JOIN tenants ON tenants.id = of_tenant""",  # noqa: S608
+LEFT JOIN leases ON lease_site = of_site AND lease_tenant = of_tenant""",  # noqa: S608
 )
 _LAST5: Final = f"ts >= {EDGE} - 300"
 
 JOBS: Final = Signal(
     name="jobs",
-    every_s=60,
+    every_s=120,
     clock="data",
-    labels={
-        "site": named("sites.name", "of_site"),
-        "tenant": named("tenants.name", "of_tenant"),
-        "workload": named("w.name", "of_workload"),
-    },
+    labels={"site": "of_site", "tenant": "of_tenant", "workload": "of_workload"},
+    names={"site": "sites", "tenant": "tenants", "workload": "workloads"},
     present=f"count() + (SELECT count() FROM gpu_latest WHERE {_FRESH})",  # noqa: S608
     source=f"""(
         SELECT site AS of_site, tenant AS of_tenant, workload AS of_workload, count() AS gpus,
             countIf(util_gpu_pct = 0) AS idle, countIf(isNotNull(util_gpu_pct)) AS told
         FROM gpu_latest FINAL WHERE {_FRESH} AND workload > 1
         GROUP BY of_site, of_tenant, of_workload HAVING idle > 0
-    ) AS j
-    LEFT JOIN sites ON sites.id = of_site LEFT JOIN tenants ON tenants.id = of_tenant
-    LEFT JOIN {WORKLOADS} AS w ON w.id = of_workload""",  # noqa: S608
+    ) AS j""",  # noqa: S608
 )
 
 RULES: Final = (

@@ -12,22 +12,15 @@ def named(name: str, number: str) -> str:
 
 
 def placed(odd: str) -> str:
-    """Rows of the SQL `odd`, which has of_gpu, as `odd` beside `w`: site, place, uuid of that GPU.
+    """Rows of the SQL `odd`, which has of_gpu, as `odd` beside `w`: place and uuid of that GPU.
 
     The few odd ones stand on the right, so that the inventory streams past them.
     """
-    columns = ", ".join(("site", *PLACE, "uuid"))
+    columns = ", ".join((*PLACE, "uuid"))
     return (
         f"(SELECT gpu_id, {columns} FROM inventory FINAL WHERE until_ts IS NULL OR until_ts > $at)"  # noqa: S608
         f" AS w ANY RIGHT JOIN ({odd}) AS odd ON w.gpu_id = odd.of_gpu"
     )
-
-
-WORKLOADS: Final = (
-    "(SELECT workload_id AS id, any(workload) AS name FROM allocations"
-    " WHERE until_ts IS NULL OR until_ts > $at - 86400 GROUP BY id)"
-)
-"""Names of the workloads of the last day."""
 
 
 def masked(views: Iterable[tuple[str, Iterable[str]]], columns: Iterable[str]) -> str:

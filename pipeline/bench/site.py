@@ -17,6 +17,7 @@ from pipeline.store import Store
 SITE: Final = "bench"
 TENANTS: Final = 200
 FLUSH_S: Final = 4
+HEALTH_MINUTES: Final = 10
 DAY_S: Final = 86_400
 _TERMS: Final = """
 timezone = "UTC"
@@ -161,7 +162,7 @@ def _places(extent: Extent) -> Iterator[tuple[str, str]]:
         f"""
 INSERT INTO inventory (site, node, hall, row, rack, pdu, gpu_index, uuid, model, site_id, node_id,
     gpu_id, from_ts, source, agent_version, driver_version, asserted_at)
-SELECT '{SITE}', concat('n', toString(n)), concat('h', toString({hall})), toString(n % 8),
+SELECT '{SITE}', concat('n', toString(n)), concat('h', toString({hall})), toString(intDiv(n, 64)),
     concat('r', toString(intDiv(n, 4))), concat('p', toString(intDiv(n, 32))), g % 8,
     concat('GPU-', toString(g)), 'H200', {site}, {_node("g")}, {_gpu("g")}, toDateTime({now - 40 * DAY_S}),
     'agent', '0.1.0', '570.133.20', toDateTime({now - 40 * DAY_S})
@@ -183,13 +184,14 @@ FROM (SELECT toUInt64(number % {nodes}) AS n, intDiv(number, {nodes}) AS k FROM 
     )
     yield (
         "gpu_health",
+        # A row per GPU and minute, at a second of the minute that is the GPU's own.
         f"""
 INSERT INTO gpu_health (gpu, ts, node, site, energy_counter_j, power_limit_w, power_limit_default_w,
     power_limit_max_w, mem_total_mib, ecc_corrected_volatile, ecc_uncorrected_volatile, pcie_replays,
     remap_pending, remap_failure, recovery_action, mig_mode)
-SELECT {_gpu("g")}, toDateTime64({now} - {FLUSH_S} * intDiv(number, {extent.gpus}), 3, 'UTC'), {_node("g")},
-    {site}, 1000000, 700, 700, 700, 143771, 0, 0, 0, 0, 0, 0, 0
-FROM (SELECT number, toUInt64(number % {extent.gpus}) AS g FROM numbers({extent.gpus * 15}))""",
+SELECT {_gpu("g")}, toDateTime64({now} - intHash64(g) % 60 - 60 * intDiv(number, {extent.gpus}), 3, 'UTC'),
+    {_node("g")}, {site}, 1000000, 700, 700, 700, 143771, 0, 0, 0, 0, 0, 0, 0
+FROM (SELECT number, toUInt64(number % {extent.gpus}) AS g FROM numbers({extent.gpus * HEALTH_MINUTES}))""",
     )
 
 

@@ -148,7 +148,7 @@ def test_sql_of_every_signal_runs_as_grafana_would_send_it(store) -> None:
 def test_a_rule_for_which_silence_matters_asks_for_all_rows() -> None:
     for rule in RULES:
         if rule.signal is not None:
-            every = f"WHERE v_{rule.name} IS NOT NULL" in render_grafana.sql(rule, {}, {})
+            every = f"HAVING {rule.name} IS NOT NULL" in render_grafana.sql(rule, {}, {})
             assert every == (rule.no_data != "ok"), rule.name
 
 
@@ -173,7 +173,7 @@ def test_configured_caps_and_thresholds_are_written_where_one_asks_for_them(
     assert "> 9" in (tmp_path / "prometheus/agents.yaml").read_text()
     text = (tmp_path / "grafana/api/places-15s.json").read_text()
     queries = [rule["data"][0]["model"]["rawSql"] for rule in json.loads(text)["rules"]]
-    assert all("""[["rack", "h01-r\\'03", 45000.0]]""" in query for query in queries)
+    assert all("""[["rack", 45000.0, ["h01-r\\'03"]]]""" in query for query in queries)
     assert "GpuLost" not in (tmp_path / "grafana/file/megawatch.yaml").read_text()
 
 

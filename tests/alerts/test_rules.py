@@ -16,6 +16,7 @@ from alerts.rule import PAGES, Rule, by_signal
 from alerts.rules import RULES, THEMES
 from dashboards.pages import PAGES as DASHBOARDS
 from pipeline import arguments
+from pipeline.records import id64
 from pipeline.settings import Alerts
 
 RUNBOOKS: Final = Path(command.__file__).parent / "runbooks"
@@ -139,6 +140,35 @@ def test_a_round_asks_one_query_per_table() -> None:
     assert often <= {"seconds", "places", "ingest"}
 
 
+def test_no_rule_waits_longer_to_be_asked_than_it_waits_anyway() -> None:
+    """A rule is asked again within its `for`, or, if it has none, within a minute."""
+    for rules in SIGNALS.values():
+        for rule in rules:
+            assert rule.signal is not None
+            assert rule.signal.every_s <= max(rule.for_s, 60), rule.name
+
+
+def test_labels_that_are_ids_are_named() -> None:
+    """Each label that names what a view knows; none that is already a text."""
+    of = {"site": "sites", "tenant": "tenants", "workload": "workloads"}
+    for rules in SIGNALS.values():
+        signal = rules[0].signal
+        assert signal is not None
+        assert signal.names == {n: of[n] for n in signal.labels if n in of}, signal.name
+
+
+def test_a_site_has_its_own_cap_and_that_of_any_site(store) -> None:
+    caps = {"site": 7.0, "site north": 5.0, "rack r1": 2.0, "rack r'2": 2.0, "pdu p 1": 3.0}
+    text = bound("SELECT $site_caps", caps)
+    assert store.query(text).rows == [([(0, 7.0), (id64("north"), 5.0)],)]
+    text = bound("SELECT scope, name, watts FROM $caps ORDER BY ALL", caps)
+    assert store.query(text).rows == [
+        ("pdu", "p 1", 3.0), ("rack", "r'2", 2.0), ("rack", "r1", 2.0),
+        ("site", "", 7.0), ("site", "north", 5.0),
+    ]  # fmt: skip
+    assert store.query(bound("SELECT $site_caps, count() FROM $caps", {})).rows == [([], 0)]
+
+
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signals_query_says_whether_there_is_data(store, name: str) -> None:
     signal = SIGNALS[name][0].signal
@@ -154,9 +184,10 @@ def test_thresholds_are_configurable_and_each_rule_can_be_asked_alone(store, nam
     for rule in SIGNALS[name][:1]:
         assert rule.signal is not None
         text = query(rule.signal, [rule], {rule.name: 12345.5})
-        assert f"v_{rule.name} {rule.operator} 12345.5" in text
+        assert f"HAVING {rule.name} {rule.operator} 12345.5" in text
         described = store.query(f"DESCRIBE ({bound(text, {'site': 5.0})})", {"at": AT}).rows
-        assert described[-1][:2] == (rule.name, "Nullable(Float64)")
+        name, kind = described[-1][:2]
+        assert (name, kind.removeprefix("Nullable(").rstrip(")")) == (rule.name, "Float64")
 
 
 def test_the_list_has_every_rule_as_it_is_configured(capsys) -> None:
