@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.catalog import NULL_CODE
+from pipeline.catalog import FAST_BY_NAME, NULL_CODE
 from pipeline.leb128 import leb128
 
 Values = NDArray[np.generic] | Sequence[Any]
@@ -37,6 +37,27 @@ def block(columns: Mapping[str, Values], types: Mapping[str, str]) -> bytes:
         parts += [_text(name), _text(types[name])]
         parts += _column(values, types[name])
     return b"".join(parts)
+
+
+def coded(columns: Mapping[str, Values], types: Mapping[str, str]) -> dict[str, Values]:
+    """Columns as a table stores them: metrics that it keeps as codes under their codes' names.
+
+    See pipeline.schema.sample_columns; what is not reported (None in a list, its dtype's null code
+    in an array) becomes the metric's null code.
+    """
+    out: dict[str, Values] = {}
+    for name, values in columns.items():
+        metric = FAST_BY_NAME.get(name)
+        if metric is None or (stored := f"{name}_code") not in types:
+            out[name] = values
+        elif not isinstance(values, np.ndarray):
+            out[stored] = [metric.null_code if v is None else v for v in values]
+        elif values.dtype.str[1:] == metric.storage:
+            out[stored] = values
+        else:
+            code = NULL_CODE[values.dtype.str[1:]]  # type: ignore[index]
+            out[stored] = np.where(values == code, metric.null_code, values.astype(np.int64))
+    return out
 
 
 def _column(values: Values, kind: str) -> list[Bytes]:

@@ -19,7 +19,7 @@ def metric_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for title, metrics in (
-        ("every tick", FAST), ("every message (`gpu_health`)", SLOW), ("MIG instances", SLICE),
+        ("every tick", FAST), ("every minute, and what changed (`gpu_health`)", SLOW), ("MIG instances", SLICE),
     ):  # fmt: skip
         lines.append(f"| **{title}** | | | | | | |")
         lines += [_line(metric) for metric in metrics]

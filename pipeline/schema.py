@@ -64,11 +64,57 @@ class RollupColumn:
 
 def column_type(metric: Metric) -> str:
     """A metric's type: its unit with its decimals, as an integer underneath; NULL if unreported."""
+    return f"Nullable({_plain_type(metric)})"
+
+
+def sample_columns() -> list[tuple[str, str]]:
+    """Name and definition of the fast metrics' columns in gpu_samples: a stored code, and a name.
+
+    `power_w_code` is stored, with the catalogue's null code where nothing was reported; `power_w`
+    is what everybody reads: the same, or NULL. Against Nullable columns inserts cost an eighth
+    less and merges a fifth.
+    """
+    out = []
+    for metric in FAST:
+        kind, code = _plain_type(metric), str(metric.null_code)
+        if metric.decimals:  # as an integer: the code may have more digits than the decimal
+            code = f"reinterpret(to{_underneath(metric)}({code}), '{kind}')"
+        stored = coded(metric.name)
+        out += [
+            (stored, f"{kind} DEFAULT {code} CODEC({_codec(metric)})"),
+            (
+                metric.name,
+                f"{column_type(metric)} ALIAS if({_missing(metric, '')}, NULL, {stored})",
+            ),
+        ]
+    return out
+
+
+def coded(name: str) -> str:
+    """The column of gpu_samples that holds a metric's codes."""
+    return f"{name}_code"
+
+
+def _missing(metric: Metric, of: str = "s.") -> str:
+    """The condition on `gpu_samples AS s` that a metric was not reported."""
+    return f"{_integer(metric, of)} = {metric.null_code}"
+
+
+def _integer(metric: Metric, of: str = "s.") -> str:
+    """The integer that gpu_samples holds: decimals of 128 bits cost twice as much to add."""
+    stored = of + coded(metric.name)
+    return f"reinterpretAs{_underneath(metric)}({stored})" if metric.decimals else stored
+
+
+def _underneath(metric: Metric) -> str:
+    """The integer that a decimal is made of: energy is 64 bits wide wherever it stands."""
+    return "Int64" if metric.unit == "j" else "Int32"
+
+
+def _plain_type(metric: Metric) -> str:
     if metric.decimals:
-        # Energy is 64 bits wide wherever it stands; the rest fits 32.
-        wide = metric.unit == "j"
-        return f"Nullable(Decimal({18 if wide else 9}, {metric.decimals}))"
-    return f"Nullable({_INTEGER[metric.storage]})"
+        return f"Decimal({18 if _underneath(metric) == 'Int64' else 9}, {metric.decimals})"
+    return _INTEGER[metric.storage]
 
 
 def metric_columns(metrics: Sequence[Metric]) -> list[tuple[str, str]]:
@@ -105,22 +151,20 @@ def rollup_columns(table: Rollup) -> list[RollupColumn]:
 
 def _delta(metric: Metric) -> RollupColumn:
     kind = f"Decimal(38, {metric.decimals})" if metric.decimals else "UInt64"
-    return RollupColumn(metric.name, "sum", kind, f"ifNull(sum(s.{metric.name}), 0)")
+    total = f"sumIf({_integer(metric)}, NOT ({_missing(metric)}))"
+    if metric.decimals:
+        total = f"toDecimal128({total}, {metric.decimals}) / {metric.scale}"
+    return RollupColumn(metric.name, "sum", kind, total)
 
 
 def _gauge(metric: Metric, *, extremes: bool) -> list[RollupColumn]:
     name, kind = metric.name, column_type(metric)
+    good = f"NOT ({_missing(metric)})"
     if metric.unit == "w":
-        good = f"isNotNull(s.{name}) AND bitAnd(s.flags, {BAD_POWER}) = 0"
-        functions = {"min": f"minIf(s.{name}, {good})", "max": f"maxIf(s.{name}, {good})"}
-    else:
-        good = f"isNotNull(s.{name})"
-        functions = {"min": f"min(s.{name})", "max": f"max(s.{name})"}
-    # Multiplied as the integers that they are: decimals of 128 bits cost twice as much to add.
-    value = f"assumeNotNull(s.{name})"
-    if metric.decimals:
-        value = f"reinterpretAsInt32({value})"
-    total = f"sumIf(toInt64({value}) * s.dt_ms, {good})"
+        good += f" AND bitAnd(s.flags, {BAD_POWER}) = 0"
+    # By the name, not the code: of nothing but NULL the extreme is NULL.
+    functions = {f: f"{f}If(s.{name}, {good})" for f in ("min", "max")}
+    total = f"sumIf(toInt64({_integer(metric)}) * s.dt_ms, {good})"
     wide = "Int64"
     if metric.decimals:
         wide = f"Decimal(38, {metric.decimals})"
@@ -158,7 +202,7 @@ def _values(form: Form, settings: ClickHouse, cluster: str) -> dict[str, object]
         # What a power cut may take from: slow columns of the last seconds, which come again.
         "lasting": f"{deduplicated}, {_PLAIN}, {_BULK}",
         "plain": _PLAIN,
-        "fast_columns": _definitions(metric_columns(FAST)),
+        "fast_columns": _definitions(sample_columns()),
         "slow_columns": _definitions(metric_columns(SLOW)),
         "slice_columns": _definitions(metric_columns(SLICE)),
         "latest_columns": _definitions(

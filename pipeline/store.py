@@ -15,7 +15,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pipeline import native, schema, tokens
-from pipeline.catalog import FAST, SLICE, SLOW
+from pipeline.catalog import SLICE, SLOW
 from pipeline.errors import Refuse, Retry
 from pipeline.settings import ClickHouse, secret
 
@@ -91,6 +91,7 @@ class Store:
         if not columns or not len(next(iter(columns.values()))):
             return
         types = self._column_types(table)
+        columns = native.coded(columns, types)
         body = native.block(columns, {name: types[name] for name in columns})
         settings: dict[str, object] = dict(_NEVER)
         if token:
@@ -144,11 +145,13 @@ class Store:
     def _add_columns(self) -> list[str]:
         """Columns of metrics that joined the catalogue after the table was made."""
         added = []
-        for table, metrics in (
-            ("gpu_samples", FAST), ("gpu_health", SLOW), ("slice_samples", SLICE),
-        ):  # fmt: skip
+        for table, columns in (
+            ("gpu_samples", schema.sample_columns()),
+            ("gpu_health", schema.metric_columns(SLOW)),
+            ("slice_samples", schema.metric_columns(SLICE)),
+        ):
             known = self._column_types(table)
-            for name, definition in schema.metric_columns(metrics):
+            for name, definition in columns:
                 if name not in known:
                     self.command(
                         f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {name} {definition}"

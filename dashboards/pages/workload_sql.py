@@ -143,7 +143,9 @@ def _rows(gpus: str) -> str:
             {_PARTS}
         FROM
         (
-            SELECT *, arrayJoin(range(intDiv(dt_ms + 999, 1000))) AS piece FROM gpu_samples
+            SELECT gpu, ts, dt_ms, flags, power_w, energy_j, {THROTTLED},
+                arrayJoin(range(intDiv(dt_ms + 999, 1000))) AS piece
+            FROM gpu_samples
             WHERE raw AND gpu IN (SELECT gpu FROM {gpus}) AND {_IN_TIME}
         ) AS s
         WHERE at_s >= low_s
@@ -195,6 +197,17 @@ EXPECTED: Final = """expected AS
 """GPU-time that the job held, step by step."""
 
 
+_SECONDS: Final = (
+    "gpu", "ts", "dt_ms", "flags", "power_w", "temp_gpu_c", "util_gpu_pct", "sm_active_pct",
+    "tensor_active_pct", "clock_sm_mhz", *(f"throttle_{c}_ms" for c in CAUSES),
+)  # fmt: skip
+"""Columns of the newest seconds; what a panel does not use is not read."""
+
+
+def _listed(of: str) -> str:
+    return ", ".join(f"{of}.{name} AS {name}" for name in _SECONDS)
+
+
 def newest(limit_s: str, gpus: int) -> str:
     """WITH ...: rows of so many of the job's GPUs, of its newest raw seconds in the range.
 
@@ -208,9 +221,10 @@ chosen AS (SELECT * FROM mine LIMIT {gpus}),
 {_READ},
 seconds AS
 (
-    SELECT * FROM gpu_samples WHERE gpu IN (SELECT gpu FROM whole) AND {_IN_TIME}
+    SELECT {_listed("s")} FROM gpu_samples AS s
+    WHERE gpu IN (SELECT gpu FROM whole) AND {_IN_TIME}
     UNION ALL
-    SELECT s.* FROM gpu_samples AS s INNER JOIN partly AS p ON s.gpu = p.gpu
+    SELECT {_listed("s")} FROM gpu_samples AS s INNER JOIN partly AS p ON s.gpu = p.gpu
     WHERE s.gpu IN (SELECT gpu FROM partly) AND {_IN_TIME}
         AND toUnixTimestamp64Milli(ts) >= since AND toUnixTimestamp64Milli(ts) < until
 )"""

@@ -1,10 +1,13 @@
 """`megawatch bench ingest`: a real broker, a real pipeline process, thousands of simulated agents.
 
-Three phases. Live: every node at 1 Hz, for as long as asked. Drain: a preloaded topic of batches of
+Four phases. Live: every node at 1 Hz, for as long as asked. Drain: a preloaded topic of batches of
 one message, as fast as it goes. Proof: what the store holds against what the broker acknowledged.
+Hour: what an hour of fewer nodes weighs, since a store of seconds is mostly identifiers.
 Processor time is that of the pipeline process alone, merges included, by /proc; the broker and the
 fleet share the machine with it, so that rows/s depend on the machine and CPU-s per million rows
 much less: `machine` says how the machine compares, by an insert that was measured elsewhere too.
+Each phase ends when no merge is under way. A partition of an hour goes through about two passes of
+merges in all, of which these phases see part: a whole pass is measured by itself.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -41,14 +44,17 @@ class Plan:
     nodes: int
     live_s: int
     drain_s: int  # of the whole fleet's ticks, preloaded
+    hour_nodes: int
 
 
-FULL: Final = Plan(nodes=27_500, live_s=60, drain_s=24)
-QUICK: Final = Plan(nodes=6_875, live_s=12, drain_s=16)
+FULL: Final = Plan(nodes=27_500, live_s=60, drain_s=24, hour_nodes=150)
+QUICK: Final = Plan(nodes=6_875, live_s=12, drain_s=16, hour_nodes=25)
+_HOUR_S: Final = 3600
 # An agent's batch holds one message. Live, the broker would need a core for it that is not here.
 _PER_BATCH: Final = {"live": 20, "preload": 1}
 _WAIT_S: Final = 120.0
 _SETTLE_S: Final = 5.0
+_QUIET_LOOKS: Final = 3
 _LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
 
 
@@ -81,9 +87,15 @@ def _measure(folder: Path, plan: Plan) -> dict[str, object]:
         with _pipeline(data, environment, settle_s=0) as pipeline:
             _say("draining")
             drained = _drain(pipeline, data, live.sent_rows + loaded.rows)
+        with _pipeline(folder / "hour", environment, settle_s=0):
+            _say(f"an hour of {plan.hour_nodes * 8:,} GPUs")
+            hour = replace(plan, nodes=plan.hour_nodes, drain_s=_HOUR_S)
+            hours_rows = _fleet(broker.bootstrap, hour, "preload").wait().rows
+            _drained(folder / "hour", hours_rows)
         wire = sum(f.stat().st_size for f in (folder / "kafka").rglob("*samples-*/*.log"))
         _say("proving: merging, counting")
         proof = _prove(data, live.sent_rows + loaded.rows)
+        stored = _weigh(folder / "hour")
         sent = live.sent_rows + loaded.rows
         return {
             "gpus": plan.nodes * 8,
@@ -97,8 +109,9 @@ def _measure(folder: Path, plan: Plan) -> dict[str, object]:
             "freshness_p50_s": proof.pop("freshness_p50_s"),
             "freshness_p99_s": proof.pop("freshness_p99_s"),
             "bytes_per_row_wire": loaded.bytes_per_row,
-            "bytes_per_row_broker": round(wire / sent, 2),
-            "broker_cpu_s_per_million_rows": round(broker.cpu_s() / sent * 1e6, 3),
+            "bytes_per_row_broker": round(wire / (sent + hours_rows), 2),
+            "bytes_per_row_stored": round(stored, 2),
+            "broker_cpu_s_per_million_rows": round(broker.cpu_s() / (sent + hours_rows) * 1e6, 3),
             "rows": sent,
         } | proof
 
@@ -180,6 +193,7 @@ def _live(pipeline: "subprocess.Popen[bytes]", data: Path, bootstrap: str, plan:
     sent = fleet.wait()
     _drained(data, sent.rows)
     gone_s = time.monotonic() - begun_s
+    _merged(data)
     cpu_s = _cpu_s(pipeline.pid) - before
     return _Live(sent.rows, cpu_s / gone_s, cpu_s, sent.late_s)
 
@@ -196,7 +210,7 @@ def _drain(pipeline: "subprocess.Popen[bytes]", data: Path, rows: int) -> _Drain
     _drained(data, rows)
     newest = _ask(data, "SELECT toUnixTimestamp64Milli(max(at)) FROM ingest_log WHERE rows > 0")
     wall_s = int(newest) / 1000 - begun_s
-    time.sleep(_SETTLE_S)
+    _merged(data)
     return _Drained(wall_s, _cpu_s(pipeline.pid) - before)
 
 
@@ -212,6 +226,14 @@ def _drained(data: Path, rows: int) -> None:
         _say(f"  {found:,} of {rows:,} rows", again=True)
 
 
+def _merged(data: Path) -> None:
+    """Wait until no merge has been under way for some looks."""
+    quiet = 0
+    while quiet < _QUIET_LOOKS:
+        time.sleep(_LOOK_EVERY_S)
+        quiet = 0 if int(_ask(data, "SELECT count() FROM system.merges")) else quiet + 1
+
+
 def _ask(data: Path, sql: str) -> str:
     command = [sys.executable, "-m", "megawatch", "sql", "--data", str(data), "--format", "csv",
                sql]  # fmt: skip
@@ -222,10 +244,9 @@ def _ask(data: Path, sql: str) -> str:
 def _prove(data: Path, sent: int) -> dict[str, object]:
     """What is in the store, by SQL, after its merges."""
     store = Store(ClickHouse(data=str(data)))
-    fresh = _stored_bytes(store)
-    for table in ("gpu_samples", "gpu_health", "power_seconds", "tenant_minutes"):
-        store.command(f"OPTIMIZE TABLE {table} FINAL")
-    merged = _stored_bytes(store)
+    begun_s = time.process_time()
+    store.command("OPTIMIZE TABLE gpu_samples FINAL")
+    pass_s = time.process_time() - begun_s
     count, distinct = store.query(
         "SELECT count(), uniqExact(gpu, ts) FROM gpu_samples WHERE site = {site:UInt64}",
         {"site": id64(SITE)},
@@ -246,8 +267,7 @@ def _prove(data: Path, sent: int) -> dict[str, object]:
     return {
         "freshness_p50_s": round(ages[0] / 1000, 2),
         "freshness_p99_s": round(ages[1] / 1000, 2),
-        "bytes_per_row_stored": round(merged / max(1, count), 2),
-        "bytes_per_row_stored_unmerged": round(fresh / max(1, count), 2),
+        "merge_pass_cpu_s_per_million_rows": round(pass_s / max(1, count) * 1e6, 3),
         "rows_lost": sent - distinct,
         "rows_duplicated": count - distinct,
         "energy_conserved": bool(energies),
@@ -265,10 +285,16 @@ def _live_seconds(store: Store) -> int:
     return int(ats[-1] - ats[0]) + 1
 
 
-def _stored_bytes(store: Store) -> int:
-    found: int = store.query(
-        "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = currentDatabase()"
+def _weigh(data: Path) -> float:
+    """Bytes of all tables per row of gpu_samples, merged."""
+    store = Store(ClickHouse(data=str(data)))
+    for table in ("gpu_samples", "gpu_health", "power_seconds", "tenant_minutes", "gpu_minutes"):
+        store.command(f"OPTIMIZE TABLE {table} FINAL")
+    found: float = store.query(
+        "SELECT sum(bytes_on_disk) / (SELECT count() FROM gpu_samples)"
+        " FROM system.parts WHERE active AND database = currentDatabase()"
     ).rows[0][0]
+    store.close()
     return found
 
 

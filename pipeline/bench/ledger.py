@@ -56,7 +56,8 @@ SELECT gpu_id, toDateTime({t0}, 'UTC') + number * 60, site_id, 1, now(), 60, 600
 FROM inventory CROSS JOIN numbers(60) AS n
 """
 _ROWS: Final = """
-INSERT INTO gpu_samples (gpu, ts, node, site, dt_ms, energy_kind, energy_j, power_w, util_gpu_pct)
+INSERT INTO gpu_samples (gpu, ts, node, site, dt_ms, energy_kind, energy_j_code, power_w_code,
+    util_gpu_pct_code)
 SELECT gpu_id, fromUnixTimestamp64Milli(minute * 60000 + number * 1000, 'UTC'), node_id, site_id,
     1000, 'counter', 500, 500, 90
 FROM (SELECT DISTINCT node_id, arrayJoin([intDiv(toUnixTimestamp(from_ts), 60),

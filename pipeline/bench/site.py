@@ -12,6 +12,7 @@ from typing import Final
 
 from pipeline.ledger import contract_store, contracts
 from pipeline.records import id64
+from pipeline.schema import coded
 from pipeline.store import Store
 
 SITE: Final = "bench"
@@ -96,6 +97,15 @@ def _job(node: str, extent: Extent) -> str:
     return f"if({node} < {extent.large_nodes}, 'large', concat('job-0-', toString(intDiv({node}, 16))))"
 
 
+_MEASURED: Final = ", ".join(map(coded, (
+    "power_w", "power_instant_w", "energy_j", "temp_gpu_c", "temp_mem_c", "util_gpu_pct",
+    "util_mem_pct", "sm_active_pct", "tensor_active_pct", "dram_active_pct", "mem_used_mib",
+    "clock_sm_mhz", "clock_mem_mhz", "pstate", "throttle_reasons", "throttle_power_cap_ms",
+    "throttle_sw_thermal_ms", "throttle_hw_thermal_ms", "throttle_power_brake_ms", "pcie_tx_mib",
+    "pcie_rx_mib", "nvlink_tx_mib", "nvlink_rx_mib",
+)))  # fmt: skip
+
+
 def samples(extent: Extent, from_s: int, until_s: int, phase: int | None = None) -> str:
     """Rows of every GPU and second of [from_s, until_s); of one node in four if it has a phase."""
     share = 1 if phase is None else FLUSH_S
@@ -103,11 +113,7 @@ def samples(extent: Extent, from_s: int, until_s: int, phase: int | None = None)
     number = f"(intDiv(number % {each}, 8) * {share} + {phase or 0}) * 8 + number % 8"
     return f"""
 INSERT INTO gpu_samples (gpu, ts, node, site, tenant, workload, stream, seq, dt_ms, energy_kind,
-    ingested_at, power_w, power_instant_w, energy_j, temp_gpu_c, temp_mem_c, util_gpu_pct,
-    util_mem_pct, sm_active_pct, tensor_active_pct, dram_active_pct, mem_used_mib, clock_sm_mhz,
-    clock_mem_mhz, pstate, throttle_reasons, throttle_power_cap_ms, throttle_sw_thermal_ms,
-    throttle_hw_thermal_ms, throttle_power_brake_ms, pcie_tx_mib, pcie_rx_mib, nvlink_tx_mib,
-    nvlink_rx_mib)
+    ingested_at, {_MEASURED})
 SELECT {_gpu("g")}, toDateTime64({from_s} + intDiv(number, {each}), 3, 'UTC'), {_node("g")},
     {id64(SITE)}, {_tenant(_hall("n", extent))}, sipHash64('job', {_job("n", extent)}),
     {_node("g")}, intDiv({from_s} + intDiv(number, {each}), {FLUSH_S}), 1000, 'counter', now(),

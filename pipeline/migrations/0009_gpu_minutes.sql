@@ -5,7 +5,7 @@ CREATE TABLE IF NOT EXISTS ${db}gpu_minutes${on_cluster}
     gpu UInt64 CODEC(Delta, ZSTD(1)),
     ts DateTime('UTC') CODEC(Delta, ZSTD(1)),
     site UInt64 CODEC(ZSTD(1)),
-    version UInt64 CODEC(ZSTD(1)),
+    version UInt64 CODEC(T64, ZSTD(1)),
     ingested_at DateTime('UTC') CODEC(Delta, ZSTD(1)),
     energy_counter_first_j Nullable(Decimal(18, 3)) CODEC(Delta, ZSTD(1)),
     energy_counter_last_j Nullable(Decimal(18, 3)) CODEC(Delta, ZSTD(1)),

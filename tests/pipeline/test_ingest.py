@@ -60,7 +60,9 @@ def test_a_message_becomes_rows_with_units_and_nulls(topics, store):
     """4 ticks of 2 GPUs are 8 rows; what was not reported is NULL."""
     topics.add(SAMPLES, message(), T0_MS + 5000)
     run(topics, store)
-    row = store.query("SELECT * FROM gpu_samples ORDER BY gpu, ts LIMIT 1").dicts()[0]
+    row = store.query(
+        "SELECT * FROM gpu_samples ORDER BY gpu, ts LIMIT 1", asterisk_include_alias_columns=1
+    ).dicts()[0]
     assert one(store, "SELECT count() FROM gpu_samples") == 8
     assert float(row["power_w"]) == 500.0
     assert float(row["energy_j"]) == 500.0

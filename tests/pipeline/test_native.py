@@ -94,7 +94,7 @@ def test_every_type_of_the_schema_is_covered():
             continue
         body = statement.sql.partition("\n(\n")[2].partition("\n)\n")[0]
         for line in body.split("\n"):
-            kind = re.sub(r" CODEC\(.*|,$", "", line.strip()).split(" ", 1)[1]
+            kind = re.sub(r" (CODEC|DEFAULT|ALIAS) ?\(?.*|,$", "", line.strip()).split(" ", 1)[1]
             kind = re.sub(r"SimpleAggregateFunction\(\w+, (.*)\)", r"\1", kind)
             if "Decimal(38" in kind:
                 continue  # filled by views only
@@ -132,3 +132,25 @@ def test_columns_of_different_lengths_are_a_programming_error():
 def test_decimals_are_integers_underneath(store):
     """5000 tenths are 500 watts."""
     assert round_trip(store, "Decimal(9, 1)", np.array([5000], np.int32)) == [Decimal("500.0")]
+
+
+def test_what_is_not_reported_is_stored_as_the_metrics_code():
+    """Whatever it came as: None, the code of the column's own width, or of another."""
+    types = {
+        "power_w_code": "Decimal(9, 1)",
+        "power_w": "",
+        "util_gpu_pct_code": "UInt8",
+        "gpu": "",
+    }
+    missing = -(2**31)
+    assert native.coded({"power_w": [5000, None]}, types) == {"power_w_code": [5000, missing]}
+    narrow = np.array([5000, missing], np.int32)
+    assert native.coded({"power_w": narrow}, types)["power_w_code"] is narrow
+    short = native.coded({"power_w": np.array([5000, -(2**15)], np.int16)}, types)
+    assert list(short["power_w_code"]) == [5000, missing]
+    util = native.coded({"util_gpu_pct": np.array([7, 2**16 - 1], np.uint16)}, types)
+    assert list(util["util_gpu_pct_code"]) == [7, 255]
+    assert native.coded({"gpu": [1], "power_w": [1]}, {"gpu": "UInt64"}) == {
+        "gpu": [1],
+        "power_w": [1],
+    }

@@ -5,7 +5,13 @@ import re
 import pytest
 
 from pipeline.catalog import FAST, SLICE, SLOW
-from pipeline.schema import cluster_statements, metric_columns, rollup_columns, statements
+from pipeline.schema import (
+    cluster_statements,
+    metric_columns,
+    rollup_columns,
+    sample_columns,
+    statements,
+)
 from pipeline.settings import ClickHouse
 from pipeline.store import Store
 
@@ -86,8 +92,12 @@ def test_what_must_survive_a_power_loss_is_synced():
 def test_every_metric_of_the_catalogue_has_its_column():
     """In the table of its cadence."""
     sql = {s.name: s.sql for s in statements("embedded", SETTINGS)}
-    for table, metrics in (("gpu_samples", FAST), ("gpu_health", SLOW), ("slice_samples", SLICE)):
-        for name, definition in metric_columns(metrics):
+    for table, columns in (
+        ("gpu_samples", sample_columns()),
+        ("gpu_health", metric_columns(SLOW)),
+        ("slice_samples", metric_columns(SLICE)),
+    ):
+        for name, definition in columns:
             assert f"    {name} {definition}" in sql[table]
 
 

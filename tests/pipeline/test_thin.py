@@ -18,7 +18,7 @@ def headers(*messages, ticks=4):
     return out
 
 
-def worth(thin, *messages, said=None) -> list[bool]:
+def worth(thin, *messages, said=None):
     return thin.worth(headers(*messages), np.array(said or [0] * len(messages), np.uint64)).tolist()
 
 
