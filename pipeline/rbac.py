@@ -55,7 +55,7 @@ _TENANT_LIMITS: Final = {
     "max_rows_to_read": 200_000_000, "max_result_rows": 1_000_000,
     "max_concurrent_queries_for_user": 8,
 }  # fmt: skip
-"""Seconds, bytes, rows. Nothing of it can be changed by a tenant, also not lowered."""
+"""Seconds, bytes, rows. Nothing of it can be changed by a tenant, also not lowered, but the time."""
 _OPERATOR_LIMITS: Final = {
     "readonly": 1, "max_execution_time": 600, "max_memory_usage": 32 << 30,
 }  # fmt: skip
@@ -175,8 +175,21 @@ def _tenant(
 
 
 def _profile(role: str, limits: Mapping[str, int]) -> str:
-    values = ", ".join(f"{name} = {value} CONST" for name, value in limits.items())
+    values = ", ".join(
+        f"{name} = {value} {_constraint(name, value)}" for name, value in limits.items()
+    )
     return f"CREATE SETTINGS PROFILE OR REPLACE {role} SETTINGS {values} TO {role}"
+
+
+def _constraint(name: str, value: int) -> str:
+    """Who may change a limit: nobody, but Grafana's plugin sets the time with every query.
+
+    A server needs settings_constraints_replace_previous for that, which ClickHouse's own
+    config.xml switches on. 0 would be no limit.
+    """
+    if name == "max_execution_time":
+        return f"MIN 1 MAX {2 * value} CHANGEABLE_IN_READONLY"
+    return "CONST"
 
 
 def quoted(name: str) -> str:
