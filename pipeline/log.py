@@ -51,7 +51,13 @@ class Listener(Protocol):
 
 
 class Log(Protocol):
-    """One reader's view of the log. All calls come from one thread."""
+    """One reader's view of the log. All calls come from one thread.
+
+    Attributes:
+        skipped: messages per partition that retention deleted before they were read.
+    """
+
+    skipped: dict[Partition, int]
 
     def poll(self, timeout_s: float) -> dict[Partition, list[LogRecord]]:
         """New messages in offset order, from each partition's mark on. Raises Retry."""

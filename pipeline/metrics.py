@@ -41,6 +41,14 @@ class _Collector:
             ("not_closed", "Quarters refused, or broken", service.keeper.not_closed),
         ):
             yield CounterMetricFamily(f"{_OWN}_ledger_{name}", meaning, value=count)
+        skipped = CounterMetricFamily(
+            f"{_OWN}_skipped_messages",
+            "Messages that the broker's retention deleted before they were read",
+            labels=["topic", "partition"],
+        )
+        for (topic, number), lost in list(service.ingest.log.skipped.items()):
+            skipped.add_metric([topic, str(number)], lost)
+        yield skipped
         waiting = GaugeMetricFamily(
             f"{_OWN}_waiting_messages",
             "Messages read and not inserted yet",

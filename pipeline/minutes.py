@@ -21,6 +21,8 @@ LOOK_BACK_MS: Final = 60_000
 CHUNK_ROWS: Final = 6_000_000
 """Raw rows that one statement may read, so that memory is bounded: GPUs are taken in id ranges."""
 _MAX_RUN: Final = 60  # minutes filled by one statement
+OLD_MS: Final = 86_400_000
+"""Minutes older than this may have lost raw rows to retention: a fuller row of them stays."""
 
 
 @dataclass(slots=True)
@@ -58,7 +60,8 @@ class Minutes:
                 waiting.append(at)
         self._version = max(now_ms, self._version + 1)
         for start, stop in _runs(sorted(minutes)):
-            self._fill(start * MINUTE_MS, stop * MINUTE_MS, self._version)
+            is_old = stop * MINUTE_MS < now_ms - OLD_MS
+            self._fill(start * MINUTE_MS, stop * MINUTE_MS, self._version, fuller=is_old)
         self._done |= reached  # only now: what failed is filled again
         if minutes:
             self._remember(min([*waiting, now_ms - LOOK_BACK_MS]), now_ms, minutes)
@@ -83,9 +86,10 @@ class Minutes:
         }  # fmt: skip
         self.store.insert("ingest_log", rows.columns([row]))
 
-    def _fill(self, from_ms: int, until_ms: int, version: int) -> None:
+    def _fill(self, from_ms: int, until_ms: int, version: int, *, fuller: bool) -> None:
         for low, high in self._id_ranges(from_ms, until_ms):
-            self.store.command(fill_statement(from_ms, until_ms, low, high, version))
+            sql = fill_statement(from_ms, until_ms, low, high, version, fuller=fuller)
+            self.store.command(sql)
         _log.debug("filled minutes [%s, %s)", from_ms, until_ms)
 
     def _id_ranges(self, from_ms: int, until_ms: int) -> list[tuple[int, int]]:
@@ -101,8 +105,14 @@ class Minutes:
         return list(pairwise(edges))
 
 
-def fill_statement(from_ms: int, until_ms: int, low: int, high: int, version: int) -> str:
-    """The INSERT that computes the minutes of [from_ms, until_ms) for GPUs in [low, high)."""
+def fill_statement(
+    from_ms: int, until_ms: int, low: int, high: int, version: int, *, fuller: bool = False
+) -> str:
+    """The INSERT that computes the minutes of [from_ms, until_ms) for GPUs in [low, high).
+
+    `fuller`: only those of which not more time is there already. That costs a look at all minutes
+    of the day.
+    """
     names = [c.name for c in schema.rollup_columns("gpu_minutes")]
     span = (
         f"s.gpu >= {low} AND s.gpu <= {high - 1}"
@@ -126,7 +136,17 @@ LEFT JOIN
         argMin(s.energy_counter_j, s.ts) AS counter_first,
         argMax(s.energy_counter_j, s.ts) AS counter_last
     FROM gpu_health AS s WHERE {span} GROUP BY gpu, minute
-) AS h ON m.gpu = h.gpu AND m.minute = h.minute"""  # noqa: S608
+) AS h ON m.gpu = h.gpu AND m.minute = h.minute{_not_fuller(span) if fuller else ""}"""  # noqa: S608
+
+
+def _not_fuller(span: str) -> str:
+    return f"""
+LEFT JOIN
+(
+    SELECT s.gpu AS gpu, s.ts AS minute, argMax(s.dt_ms, s.version) AS had_ms
+    FROM gpu_minutes AS s WHERE {span} GROUP BY gpu, minute
+) AS o ON m.gpu = o.gpu AND m.minute = o.minute
+WHERE m.dt_ms >= o.had_ms"""  # noqa: S608
 
 
 def _runs(minutes: list[int]) -> list[tuple[int, int]]:

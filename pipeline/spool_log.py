@@ -27,11 +27,15 @@ Records = dict[Partition, list[LogRecord]]
 
 
 class SpoolLog:
-    """pipeline.log.Log over a spool: every topic's partition is ours from the first poll on."""
+    """pipeline.log.Log over a spool: every topic's partition is ours from the first poll on.
+
+    A spool counts what it drops itself: nothing of it is `skipped`.
+    """
 
     def __init__(
         self, spool: Spool, listener: Listener, clock: Clock, topics: Sequence[str] = ALL_TOPICS
     ) -> None:
+        self.skipped: dict[Partition, int] = {}
         self._spool = spool
         self._listener = listener
         self._clock = clock

@@ -32,6 +32,7 @@ class MemoryLog:
         self.topics, self.listener = topics, listener
         self.die_at, self.after = die_at, after
         self.commits = 0
+        self.skipped: dict[Partition, int] = {}
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
 

@@ -11,7 +11,7 @@ from pipeline.directory import Directory
 from pipeline.errors import Retry
 from pipeline.ingest import Ingest
 from pipeline.log import Partition
-from pipeline.minutes import LOOK_BACK_MS, MINUTE_MS, Minutes
+from pipeline.minutes import LOOK_BACK_MS, MINUTE_MS, OLD_MS, Minutes
 from pipeline.settings import Pipeline
 from tests.memory_log import MemoryLog, MemoryTopics
 from tests.messages import T0_MS, message
@@ -115,6 +115,30 @@ def test_late_rows_fill_their_minute_again(store, feed):
     assert raw_mj(store, "gpu_minutes FINAL") == raw_mj(store, "gpu_samples")
 
 
+def test_a_late_row_does_not_replace_a_minute_whose_raw_rows_are_gone(store, feed):
+    """Retention took them: what is left of the minute is the fuller one."""
+    feed(*range(14))
+    filler = Minutes(store)
+    filler.fill(NOW_MS, None)
+    later_ms = NOW_MS + OLD_MS + MINUTE_MS
+    store.command("TRUNCATE TABLE gpu_samples")
+    feed(14, 15, at_ms=later_ms, lane=BACKFILL)
+    assert filler.fill(later_ms + 1000, None) == 2
+    assert seconds(store) == {minute(0): 112, minute(1): 8}
+
+
+def test_an_old_minute_that_grows_is_filled_again(store, feed):
+    """A backlog of days, in pieces: each makes the minute fuller."""
+    later_ms = NOW_MS + OLD_MS + MINUTE_MS
+    filler = Minutes(store)
+    for piece in ((0, 1), (2, 3, 4), (5,)):
+        feed(*piece, at_ms=later_ms, lane=BACKFILL)
+        later_ms += 5000
+        assert filler.fill(later_ms, None) == 1
+    assert seconds(store) == {minute(0): 48}
+    assert raw_mj(store, "gpu_minutes FINAL") == raw_mj(store, "gpu_samples")
+
+
 def test_a_restart_continues_where_the_last_life_was(store, feed):
     """A new filler knows from the table what is open; filling again changes nothing."""
     feed(*range(40))
@@ -156,7 +180,9 @@ def test_a_fill_that_failed_is_done_the_next_time(store, feed, monkeypatch):
     filler = Minutes(store)
     with monkeypatch.context() as broken:
         broken.setattr(
-            module, "fill_statement", lambda *_: "INSERT INTO gpu_minutes (gpu) SELECT throwIf(1)"
+            module,
+            "fill_statement",
+            lambda *_, **__: "INSERT INTO gpu_minutes (gpu) SELECT throwIf(1)",
         )
         with pytest.raises(Retry):
             filler.fill(NOW_MS, None)
