@@ -8,10 +8,11 @@ import hashlib
 import heapq
 import math
 import random
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, cast, get_args
 
 from msgspec.structs import replace
 
@@ -168,18 +169,44 @@ def describe(
     )  # fmt: skip
 
 
+_FAULT: Final = re.compile(
+    r"(?P<kind>[a-z_]+)(=(?P<code>\d{1,5}))?(:(?P<gpu>\d{1,9}))?(@(?P<after_s>\d{1,9}))?"
+    r"(\+(?P<for_s>\d{1,9}))?", re.ASCII
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Something goes wrong with the GPU at position `gpu` of the reading, or around it.
 
     A node or rack fault hits the node or rack that holds that GPU. `code` is the XID of kind
-    "xid". It lasts for `for_s` seconds, or until it is cleared, unless it is one of MOMENTS.
+    "xid". It begins when the site has run for `after_s` seconds and lasts for `for_s`, or until it
+    is cleared, unless it is one of MOMENTS.
     """
 
     kind: FaultKind
     gpu: int = 0
     code: int = 31
     for_s: float | None = None
+    after_s: float = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Fault":
+        """From KIND[=XID][:GPU][@SECONDS][+SECONDS], as rack_loss:16@60+300. Raises Refuse."""
+        found = _FAULT.fullmatch(text)
+        if (
+            found is None
+            or found["kind"] not in KINDS
+            or (found["code"] and found["kind"] != "xid")
+        ):
+            raise Refuse(
+                f"--fault {text!r} is not KIND[:GPU][@AFTER_S][+FOR_S], as rack_loss@60+300 or "
+                f"xid=79:12@30: kinds are {', '.join(KINDS)}"
+            )
+        return cls(
+            cast("FaultKind", found["kind"]), int(found["gpu"] or 0), int(found["code"] or 31),
+            float(found["for_s"]) if found["for_s"] else None, float(found["after_s"] or 0),
+        )  # fmt: skip
 
     def span(self, nodes: int, gpus_per_node: int) -> slice:
         """Positions of the GPUs that it touches."""

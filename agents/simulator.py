@@ -159,7 +159,7 @@ class SimulatorSource:
         )  # fmt: skip
 
     def inject(self, fault: Fault) -> None:
-        """Let a fault happen at the next tick. Raises Refuse where there is no such thing."""
+        """Let a fault happen at its time, now at the earliest. Raises Refuse if it cannot be."""
         fault.check(self._gpus)
         if len(self._due) + len(self._active) >= MAX_FAULTS:
             raise Refuse(f"simulator: more than {MAX_FAULTS} faults, clear some first")
@@ -209,7 +209,8 @@ class SimulatorSource:
         over = [f for f, until in self._active.items() if until is not None and until <= start_ms]
         for fault in over:
             del self._active[fault]
-        due, self._due = self._due, []
+        due = [f for f in self._due if self._start_ms + f.after_s * 1000 <= end_ms]
+        self._due = [f for f in self._due if f not in due]
         if self._random_faults:
             step, dt_s = end_ms // self._period_ms, (end_ms - start_ms) / 1000
             due += fleet.draw_faults(self._seed, step, self._gpus, dt_s)

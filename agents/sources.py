@@ -30,6 +30,7 @@ class Wanted:
     rename: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     ignore_extra: bool = False
+    faults: tuple[str, ...] = ()
 
 
 def has_driver() -> bool:
@@ -44,11 +45,17 @@ def open_source(wanted: Wanted, settings: Settings) -> Source:
     """The source, which reads nothing yet. Raises Refuse."""
     site, agent = settings.site, settings.agent
     if wanted.kind == "simulator":
+        from agents.fleet import Fault
         from agents.simulator import SimulatorSource
 
-        return SimulatorSource(
+        simulated = SimulatorSource(
             wanted.nodes, site=site.name, seed=wanted.seed, period_ms=agent.period_ms
         )
+        for text in wanted.faults:
+            simulated.inject(Fault.parse(text))
+        return simulated
+    if wanted.faults:
+        raise Refuse(f"--fault happens to a simulated site, not to {wanted.kind}: add --simulate N")
     if wanted.kind == "nvml":
         from agents.nvml_source import NvmlSource
 
@@ -90,5 +97,6 @@ def from_arguments(args: argparse.Namespace, settings: Settings) -> Source:
         kind=kind, nodes=args.simulate or DEMO_NODES, files=tuple(args.replay or ()),
         speed=args.speed, loop=args.loop, seed=args.seed, rename=tuple(args.map),
         constants=tuple(args.set), ignore_extra=args.ignore_extra,
+        faults=tuple(args.fault),
     )  # fmt: skip
     return open_source(wanted, settings)

@@ -258,6 +258,10 @@ def _add_source(to: Parser) -> None:
     to.add_argument("--source", choices=("nvml", "simulator", "replay", "dcgm"))
     to.add_argument("--simulate", type=_positive, metavar="N", help="N nodes of 8 GPUs")
     to.add_argument("--seed", type=int, default=1, help="of the simulation")
+    to.add_argument(
+        "--fault", action="append", default=[], metavar="KIND[:GPU][@S][+S]",
+        help="let it happen to the simulation after S seconds, for S more: rack_loss@60+300",
+    )  # fmt: skip
     to.add_argument("--replay", action="append", metavar="FILE", help="a recorded log")
     to.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the replay")
     to.add_argument("--loop", action="store_true", help="replay for ever")
