@@ -11,11 +11,9 @@ from agents import fleet, physics
 from agents.fleet import Fault, FaultKind
 from agents.simulator import DELTAS, NULL_SLOW, SimulatorSource
 from agents.source import Reading, Source
-from agents.sources import Wanted, open_source
 from pipeline.catalog import FAST, NULL_CODE, SLOW
 from pipeline.errors import Refuse, Unavailable
 from pipeline.records import Allocation, Event, MeterReading, Record
-from pipeline.settings import Settings
 from pipeline.wire import LAYOUT
 
 START_MS = 1_790_000_000_000
@@ -653,41 +651,6 @@ def test_a_fault_ends_by_itself(missed: int) -> None:
     source.inject(Fault("gpu_lost", 1, for_s=4))
     gone = [fast(at(source, s), "dt_ms")[1] == 0 for s in range(2, 12, 1 + missed)]
     assert gone == ([True] * 4 + [False] * 6 if missed == 0 else [True, False, False])
-
-
-def test_a_planned_fault_waits_for_its_time() -> None:
-    """As on the command line: after so many seconds, for so many more."""
-    source = site(4)
-    source.inject(Fault.parse("gpu_lost:1@5+4"))
-    gone = [fast(at(source, s), "dt_ms")[1] == 0 for s in range(1, 12)]
-    assert gone == [False] * 4 + [True] * 4 + [False] * 3
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("rack_loss", Fault("rack_loss")),
-        ("rack_loss:16@60+300", Fault("rack_loss", 16, for_s=300, after_s=60)),
-        ("xid=79:12@30", Fault("xid", 12, 79, after_s=30)),
-        ("hot_gpu+10", Fault("hot_gpu", for_s=10)),
-    ],
-)
-def test_a_fault_can_be_written(text: str, fault: Fault) -> None:
-    assert Fault.parse(text) == fault
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "fire", "ecc=3", "xid=", "xid:-1", "xid@x", "xid+1@2", "xid 1", "xid@1e9", "xid:\u0663"],
-)
-def test_a_fault_that_is_none_is_refused_with_the_form(text: str) -> None:
-    with pytest.raises(Refuse, match=r"--fault .* is not KIND.*rack_loss@60\+300"):
-        Fault.parse(text)
-
-
-def test_faults_happen_to_simulated_sites_only() -> None:
-    with pytest.raises(Refuse, match="not to dcgm: add --simulate"):
-        open_source(Wanted("dcgm", faults=("ecc",)), Settings())
 
 
 def test_random_faults_come_at_about_the_public_rate() -> None:
