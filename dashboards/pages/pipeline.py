@@ -6,8 +6,11 @@ from dashboards.annotations import ALERTS
 from dashboards.panel import BAD, WARN, Page, Panel
 
 _LOG: Final = "FROM ingest_log WHERE kind = 'insert' AND $__timeFilter_ms(at)"
+_RATE_S: Final = "greatest(10, $__interval_s)"
+"""Inserts come every second or two: in shorter steps a rate jumps between twice itself and nothing."""
+_STEP: Final = f"toStartOfInterval(at, toIntervalSecond({_RATE_S}))"
 _STEP_S: Final = (
-    "greatest(1, least(toUnixTimestamp(time) + $__interval_s, toUnixTimestamp($__toTime))"
+    f"greatest(1, least(toUnixTimestamp(time) + {_RATE_S}, toUnixTimestamp($__toTime))"
     " - greatest(toUnixTimestamp(time), toUnixTimestamp($__fromTime)))"
 )
 """The seconds of the step that `time` begins which lie within the range."""
@@ -20,9 +23,9 @@ def _rate(title: str, what: str, meaning: str, unit: str, where: str = "") -> Pa
     return Panel(
         kind="timeseries",
         title=title,
-        description=f"{meaning} Mean of each step, from ingest_log. {_NO_INSERT}",
+        description=f"{meaning} Mean of each step of at least 10 s, from ingest_log. {_NO_INSERT}",
         sql=f"""
-SELECT $__timeInterval(at) AS time, topic, sum({what}) / {_STEP_S} AS per_second
+SELECT {_STEP} AS time, topic, sum({what}) / {_STEP_S} AS per_second
 {_LOG}{where}
 GROUP BY time, topic
 ORDER BY time
@@ -194,7 +197,7 @@ ORDER BY time
         description="Inserts by topic, as a rate per minute; each makes parts that must be merged."
         " From ingest_log. " + _NO_INSERT,
         sql=f"""
-SELECT $__timeInterval(at) AS time, topic, 60 * count() / {_STEP_S} AS per_minute
+SELECT {_STEP} AS time, topic, 60 * count() / {_STEP_S} AS per_minute
 {_LOG}
 GROUP BY time, topic
 ORDER BY time
