@@ -192,10 +192,9 @@ def _live(pipeline: "subprocess.Popen[bytes]", data: Path, bootstrap: str, plan:
     before, begun_s = _cpu_s(pipeline.pid), time.monotonic()
     sent = fleet.wait()
     _drained(data, sent.rows)
-    gone_s = time.monotonic() - begun_s
+    cores = (_cpu_s(pipeline.pid) - before) / (time.monotonic() - begun_s)
     _merged(data)
-    cpu_s = _cpu_s(pipeline.pid) - before
-    return _Live(sent.rows, cpu_s / gone_s, cpu_s, sent.late_s)
+    return _Live(sent.rows, cores, _cpu_s(pipeline.pid) - before, sent.late_s)
 
 
 @dataclass(frozen=True, slots=True)
