@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.catalog import FAST_BY_NAME, NULL_CODE
 from pipeline.leb128 import leb128
+from pipeline.schema import coded
 
 Values = NDArray[np.generic] | Sequence[Any]
 """Integers of the storage type (an array), or Python values where a column is small."""
@@ -39,7 +40,7 @@ def block(columns: Mapping[str, Values], types: Mapping[str, str]) -> bytes:
     return b"".join(parts)
 
 
-def coded(columns: Mapping[str, Values], types: Mapping[str, str]) -> dict[str, Values]:
+def as_stored(columns: Mapping[str, Values], types: Mapping[str, str]) -> dict[str, Values]:
     """Columns as a table stores them: metrics that it keeps as codes under their codes' names.
 
     See pipeline.schema.sample_columns; what is not reported (None in a list, its dtype's null code
@@ -48,7 +49,7 @@ def coded(columns: Mapping[str, Values], types: Mapping[str, str]) -> dict[str, 
     out: dict[str, Values] = {}
     for name, values in columns.items():
         metric = FAST_BY_NAME.get(name)
-        if metric is None or (stored := f"{name}_code") not in types:
+        if metric is None or (stored := coded(name)) not in types:
             out[name] = values
         elif not isinstance(values, np.ndarray):
             out[stored] = [metric.null_code if v is None else v for v in values]

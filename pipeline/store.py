@@ -91,7 +91,7 @@ class Store:
         if not columns or not len(next(iter(columns.values()))):
             return
         types = self._column_types(table)
-        columns = native.coded(columns, types)
+        columns = native.as_stored(columns, types)
         body = native.block(columns, {name: types[name] for name in columns})
         settings: dict[str, object] = dict(_NEVER)
         if token:

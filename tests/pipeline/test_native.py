@@ -143,14 +143,14 @@ def test_what_is_not_reported_is_stored_as_the_metrics_code():
         "gpu": "",
     }
     missing = -(2**31)
-    assert native.coded({"power_w": [5000, None]}, types) == {"power_w_code": [5000, missing]}
+    assert native.as_stored({"power_w": [5000, None]}, types) == {"power_w_code": [5000, missing]}
     narrow = np.array([5000, missing], np.int32)
-    assert native.coded({"power_w": narrow}, types)["power_w_code"] is narrow
-    short = native.coded({"power_w": np.array([5000, -(2**15)], np.int16)}, types)
+    assert native.as_stored({"power_w": narrow}, types)["power_w_code"] is narrow
+    short = native.as_stored({"power_w": np.array([5000, -(2**15)], np.int16)}, types)
     assert list(short["power_w_code"]) == [5000, missing]
-    util = native.coded({"util_gpu_pct": np.array([7, 2**16 - 1], np.uint16)}, types)
+    util = native.as_stored({"util_gpu_pct": np.array([7, 2**16 - 1], np.uint16)}, types)
     assert list(util["util_gpu_pct_code"]) == [7, 255]
-    assert native.coded({"gpu": [1], "power_w": [1]}, {"gpu": "UInt64"}) == {
+    assert native.as_stored({"gpu": [1], "power_w": [1]}, {"gpu": "UInt64"}) == {
         "gpu": [1],
         "power_w": [1],
     }
