@@ -145,6 +145,11 @@ class Store:
     def _add_columns(self) -> list[str]:
         """Columns of metrics that joined the catalogue after the table was made."""
         added = []
+        if schema.coded("power_w") not in self._column_types("gpu_samples"):
+            raise Refuse(
+                "the store was made by a version before 0.1 that kept other columns in gpu_samples:"
+                " give it a new folder or database, with --data or [clickhouse] database"
+            )
         for table, columns in (
             ("gpu_samples", schema.sample_columns()),
             ("gpu_health", schema.metric_columns(SLOW)),

@@ -30,6 +30,21 @@ def test_a_newer_schema_is_refused(store):
         store.migrate()
 
 
+def test_a_store_of_an_early_version_is_refused(store):
+    """Its raw rows have no codes: columns that were added to them would all say not reported."""
+    for view in ("power_seconds_within", "power_seconds_across", "tenant_minutes_view"):
+        store.command(f"DROP VIEW {view}")
+    store.command("DROP TABLE gpu_samples")
+    store.command(
+        "CREATE TABLE gpu_samples (gpu UInt64, power_w Nullable(Decimal(9, 1)))"
+        " ENGINE = MergeTree ORDER BY gpu"
+    )
+    old = store.another()
+    with pytest.raises(Refuse, match="give it a new folder or database"):
+        old.migrate()
+    old.close()
+
+
 def test_a_migration_that_is_missing_is_made_up_for(store):
     """A store of the version before gets what is new, and only that."""
     last = max(schema.statements("embedded", store.settings), key=lambda s: s.number)
