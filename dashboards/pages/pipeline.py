@@ -9,10 +9,7 @@ _LOG: Final = "FROM ingest_log WHERE kind = 'insert' AND $__timeFilter_ms(at)"
 _RATE_S: Final = "greatest(10, $__interval_s)"
 """Inserts come every second or two: in shorter steps a rate jumps between twice itself and nothing."""
 _STEP: Final = f"toStartOfInterval(at, toIntervalSecond({_RATE_S}))"
-_STEP_S: Final = (
-    f"greatest(1, least(toUnixTimestamp(time) + {_RATE_S}, toUnixTimestamp($__toTime))"
-    " - greatest(toUnixTimestamp(time), toUnixTimestamp($__fromTime)))"
-)
+_STEP_S: Final = f"greatest(1, least(toUnixTimestamp(time) + {_RATE_S}, toUnixTimestamp($__toTime)) - greatest(toUnixTimestamp(time), toUnixTimestamp($__fromTime)))"
 """The seconds of the step that `time` begins which lie within the range."""
 _LIVE: Final = "topic = 'samples' AND rows > 0"
 _LAG_MS: Final = "toUnixTimestamp64Milli(at) - toUnixTimestamp64Milli({edge})"
