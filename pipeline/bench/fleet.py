@@ -1,9 +1,10 @@
 """Thousands of agents in one process, for `bench ingest`: run as a module, prints what it sent.
 
-    python -m pipeline.bench.fleet BOOTSTRAP NODES SECONDS live|preload MESSAGES_PER_BATCH
+    python -m pipeline.bench.fleet BOOTSTRAP NODES SECONDS live|preload|hour MESSAGES_PER_BATCH
 
 live: every node's ticks at 1 Hz in messages of 4 s, spread over the seconds as agents spread them.
 preload: the same messages as fast as the broker takes them. An agent sends one message to a batch.
+hour: the same from the last whole hour's beginning on.
 """
 
 import json
@@ -22,6 +23,7 @@ from pipeline.kafka.codec import compress
 from pipeline.records import id64
 
 FLUSH_TICKS: Final = 4
+HOUR_MS: Final = 3_600_000
 GPUS: Final = 8
 SITE: Final = "bench"
 BATCH_BYTES: Final = 61 + 10
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     begin_ms = (time.time_ns() // 1_000_000_000 + 1) * 1000
     if mode == "preload":
         begin_ms -= seconds * 1000
+    elif mode == "hour":
+        begin_ms = (begin_ms // HOUR_MS - 1) * HOUR_MS
     # Another seed is another set of GPUs: both modes may send the same seconds.
     seed = 1 if mode == "live" else 2
     source = SimulatorSource(nodes, site=SITE, seed=seed, random_faults=False, start_ms=begin_ms)

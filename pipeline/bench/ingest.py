@@ -52,7 +52,7 @@ _HOUR_S: Final = 3600
 _HOUR_NODES: Final = 300
 """So many that their hour is above 100 MB: there ClickHouse takes ZSTD in place of LZ4."""
 # An agent's batch holds one message. Live, the broker would need a core for it that is not here.
-_PER_BATCH: Final = {"live": 20, "preload": 1}
+_PER_BATCH: Final = {"live": 20, "preload": 1, "hour": 1}
 _WAIT_S: Final = 120.0
 _SETTLE_S: Final = 5.0
 _QUIET_LOOKS: Final = 3
@@ -91,7 +91,7 @@ def _measure(folder: Path, plan: Plan) -> dict[str, object]:
         with _pipeline(folder / "hour", environment, settle_s=0):
             _say(f"an hour of {_HOUR_NODES * 8:,} GPUs")
             hour = replace(plan, nodes=_HOUR_NODES, drain_s=_HOUR_S)
-            hours_rows = _fleet(broker.bootstrap, hour, "preload").wait().rows
+            hours_rows = _fleet(broker.bootstrap, hour, "hour").wait().rows
             _drained(folder / "hour", hours_rows)
         wire = sum(f.stat().st_size for f in (folder / "kafka").rglob("*samples-*/*.log"))
         _say("proving: merging, counting")
