@@ -75,9 +75,10 @@ class Thin:
 def digests(columns: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
     """One number per message of columns of shape (messages, values): others, if they differ."""
     out = np.zeros(len(columns[0]), np.uint64)
+    # A polynomial over all values: uint64 wraps around, which is what is wanted here.
+    widest = max(column.shape[1] for column in columns)
+    weights = _MULTIPLIER ** np.arange(widest, dtype=np.uint64)
     for column in columns:
-        values = column.astype(np.uint64)
-        # A polynomial over all values: uint64 wraps around, which is what is wanted here.
-        weights = _MULTIPLIER ** np.arange(values.shape[1], dtype=np.uint64)
-        out = out * _MULTIPLIER + (values + np.uint64(1)) @ weights
+        values = column.astype(np.uint64) + np.uint64(1)
+        out = out * _MULTIPLIER + values @ weights[: values.shape[1]]
     return out
