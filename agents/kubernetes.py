@@ -16,7 +16,9 @@ from agents.mig_names import MigNames
 from agents.pod_devices import (
     Claim,
     Instance,
+    Name,
     Node,
+    claimed,
     is_unknown_instance,
     place,
     replica_of,
@@ -26,6 +28,8 @@ from agents.pod_devices import (
 from agents.pod_intervals import SOURCE, Interval, Key, State, ended, follow, load, save
 from agents.pod_labels import PodLabels
 from agents.pod_resources import Held, Kubelet, NoAnswer
+from agents.pod_slices import Known, open_slices
+from agents.pod_turns import Seldom
 from agents.sampler import Snapshot
 from pipeline.clock import Clock
 from pipeline.errors import Refuse, Unavailable
@@ -84,6 +88,7 @@ class Pods:
         clock: Clock,
         labels: Labels | None = None,
         instances: Callable[[], Mapping[str, Instance]] = dict,
+        slices: Known | None = None,
     ) -> None:
         self.errors: Final[Counter[str]] = Counter()
         self.unplaced: Mapping[Held, str] = {}
@@ -96,8 +101,9 @@ class Pods:
         self._clock = clock
         self._labels = labels
         self._ask_instances = instances
-        self._asked_s: float | None = None
+        self._instances_turn = Seldom(clock, INSTANCES_EVERY_S)
         self._instances: dict[str, Instance] = {}
+        self._slices = slices or Known(None, clock)
         self._replicas: dict[str, int] = {}
         self._inventories: tuple[Inventory, ...] = ()
         self._gpus: dict[str, Gpu] = {}
@@ -164,10 +170,17 @@ class Pods:
 
     def _learn(self) -> Node:
         """GPUs that are lost stay known: a pod goes on holding them."""
+        known = len(self._gpus)
         for inventory in self._inventories:
             if inventory.node == self._node:
                 self._gpus.update({gpu.uuid: gpu for gpu in inventory.gpus})
-        return Node(self._node, self._gpus, self._instances, self._replicas)
+        if len(self._gpus) > known:
+            # A GPU that came while the agent ran may have the name that another one had.
+            self._slices.forget()
+        return Node(
+            self._node, self._gpus, self._instances, self._replicas,
+            self._slices.devices, self._slices.by_name,
+        )  # fmt: skip
 
     def _complete(self, held: Sequence[Held], node: Node) -> Node:
         """Ask for what only some nodes need: counts of replicas, names of MIG instances."""
@@ -184,18 +197,25 @@ class Pods:
             self._replicas.update(replicas_of(names))
         if any(is_unknown_instance(device, node) for device in devices):
             self._name_instances()
+        self._learn_claims(claimed(held))
         return self._learn()
 
     def _name_instances(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if self._asked_s is not None and now_s - self._asked_s < INSTANCES_EVERY_S:
+        if not self._instances_turn.may():
             return
-        self._asked_s = now_s
         try:
             self._instances.update(self._ask_instances())
         except Unavailable as error:
             self.errors["instances"] += 1
             self._warn("instances", f"names of MIG instances: {error}")
+
+    def _learn_claims(self, claims: set[Name]) -> None:
+        """A failure is waited out: what is open stays, and no pod is scheduled without the server."""
+        try:
+            self._slices.learn(claims)
+        except Unavailable as error:
+            self.errors["slices"] += 1
+            self._warn("slices", str(error))
 
     def _settle(self, held: Sequence[Held], node: Node) -> None:
         now_ms = self._clock.now_ms()
@@ -297,8 +317,10 @@ def open_pods(
     """As [kubernetes] says, with a file beside the spool's. Raises Refuse."""
     kubelet = Kubelet(Path(socket))
     labels = PodLabels(pod_label) if pod_label else None
-    file = spool / FILE
-    return Pods(site.name, site.hostname, kubelet, resources, file, clock, labels, MigNames())
+    return Pods(
+        site.name, site.hostname, kubelet, resources, spool / FILE, clock, labels, MigNames(),
+        open_slices(site.hostname, clock),
+    )  # fmt: skip
 
 
 def describe(path: Path, resources: Sequence[str], wait_s: float = 1.0) -> list[str]:

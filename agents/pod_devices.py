@@ -35,6 +35,21 @@ _PROFILE: Final = re.compile(r"(?:^|[/-])mig-(?:(?P<compute>[1-7])c\.?)?(?P<slic
 """1g.10gb; of a compute instance inside a larger GPU instance 1c.3g.40gb, which is one slice."""
 
 
+Name = tuple[str, str, str]
+"""What a claim calls a device: its driver, the pool, and the name that is unique in that."""
+
+
+class Published(NamedTuple):
+    """A device as its DRA driver describes it, empty where it does not.
+
+    uuid: its GPU's, of a partition its parent's; pci: the GPU's address; profile: of a MIG instance.
+    """
+
+    uuid: str = ""
+    pci: str = ""
+    profile: str = ""
+
+
 class Instance(NamedTuple):
     """A MIG instance: the UUID of its GPU and its profile, such as 1g.10gb."""
 
@@ -46,13 +61,16 @@ class Instance(NamedTuple):
 class Node:
     """A node's GPUs by UUID, its MIG instances by theirs, and its name, which is that of its pool.
 
-    replicas: into how many each device that has any is divided, by `device_of`.
+    replicas: into how many each device that has any is divided, by `replica_of`; published: what
+    its DRA drivers say of their devices; by_name: nobody can say, so NVIDIA's names must do.
     """
 
     name: str
     gpus: Mapping[str, Gpu]
     instances: Mapping[str, Instance] = field(default_factory=dict)
     replicas: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[Name, Published] = field(default_factory=dict)
+    by_name: bool = True
 
 
 class Part(NamedTuple):
@@ -111,19 +129,33 @@ def is_unknown_instance(device: str, node: Node) -> bool:
     return bool(_MIG.fullmatch(name)) and name not in node.instances
 
 
+def claimed(held: Iterable[Held]) -> set[Name]:
+    """What claims call their devices; a plugin's have no pool."""
+    return {_name(one) for one in held if one.pool}
+
+
+def _name(held: Held) -> Name:
+    return held.resource, held.pool, held.device
+
+
 def place(held: Iterable[Held], node: Node) -> Placed:
     """Who holds which parts of the node's GPUs, in the order of their names."""
     parts: dict[tuple[str, str], dict[int, list[int]]] = {}
     unplaced: dict[Held, str] = {}
     # A device may be in several containers of a pod (DRA): the pod holds it once.
-    for one in sorted(set(held)):
+    once = sorted(set(held))
+    # And several pods may hold it by one claim, or by claims that share it.
+    holders = Counter(_name(one) for one in once if one.pool)
+    for one in once:
         try:
             part = _part(one, node)
         except Unavailable as error:
             unplaced[one] = str(error)
             continue
+        # Rounded down, so that nobody's share depends on the names of the others.
+        share = part.share_ppm // (holders[_name(one)] or 1)
         mine = parts.setdefault((one.namespace, one.pod), {})
-        mine.setdefault(part.gpu, []).append(part.share_ppm)
+        mine.setdefault(part.gpu, []).append(share)
     claims = []
     for (namespace, pod), mine in parts.items():
         by_share: dict[int, list[int]] = {}
@@ -176,7 +208,19 @@ def _plugged(name: str, resource: str, node: Node) -> tuple[Gpu, int | None]:
 
 
 def _claimed(held: Held, node: Node) -> tuple[Gpu, int | None]:
-    """A claim's device (DRA): NVIDIA's driver has a pool for each node and numbers its GPUs."""
+    """A claim's device (DRA), as its driver describes it."""
+    published = node.published.get(_name(held))
+    if published is not None:
+        by_uuid = bool(published.uuid)
+        gpu = _by_uuid(published.uuid, node) if by_uuid else _by_pci(published.pci, node)
+        return gpu, _profile_slices(f"mig-{published.profile}") if published.profile else None
+    if not node.by_name:
+        raise Unavailable("no complete pool of this node is known to have it")
+    return _named(held, node)
+
+
+def _named(held: Held, node: Node) -> tuple[Gpu, int | None]:
+    """By its name alone: NVIDIA's driver has a pool for each node and numbers its GPUs."""
     if held.pool != node.name:
         raise Unavailable(f"its pool {held.pool!r} is not this node, {node.name!r}")
     match = _DRA.fullmatch(held.device)
@@ -202,3 +246,18 @@ def _by_index(index: int, node: Node) -> Gpu:
         if gpu.index == index:
             return gpu
     raise Unavailable("no GPU of this node has this index")
+
+
+def _by_pci(address: str, node: Node) -> Gpu:
+    if not address:
+        raise Unavailable("its driver published neither a UUID nor an address")
+    for gpu in node.gpus.values():
+        if _pci(gpu.pci_bus_id) == _pci(address):
+            return gpu
+    raise Unavailable("no GPU of this node has the address that its driver published")
+
+
+def _pci(address: str) -> str:
+    """An address as one text: NVML writes the domain in eight digits, Linux in four."""
+    domain, _, rest = address.lower().partition(":")
+    return f"{domain.lstrip('0')}:{rest}"

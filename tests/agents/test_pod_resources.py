@@ -1,6 +1,7 @@
 """What a kubelet says about devices: read as it is meant, refused where it is not."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from agents.pod_devices import (
     Claim,
     Instance,
     Node,
+    Published,
     place,
     replica_of,
     replicas_of,
@@ -260,6 +263,101 @@ def test_what_is_not_of_this_node_has_a_reason(device, resource, pool, why) -> N
 def test_a_claim_that_two_containers_share_is_held_once() -> None:
     held = [one("gpu-1", "gpu.nvidia.com", pool="n1")] * 2
     assert place(held, node()).claims == [Claim("ns", "p", (1,), 0)]
+
+
+def published(**devices: Published) -> Node:
+    """A node whose driver says what these devices are; of no other is anything known."""
+    known = {("gpu.nvidia.com", "pool/7", name): one for name, one in devices.items()}
+    return Node("n1", GPUS, published=known, by_name=False)
+
+
+def claim(device: str, pod: str = "p") -> Held:
+    return one(device, "gpu.nvidia.com", pod, "pool/7")
+
+
+def test_a_claim_is_placed_as_its_driver_says_whatever_it_is_called() -> None:
+    """Even with the name that NVIDIA's driver would give to another GPU: that counts minors."""
+    here = published(
+        red=Published(UUIDS[5]), **{"gpu-0": Published(UUIDS[1])},
+        m=Published(UUIDS[2], "", "3g.40gb"), c=Published(UUIDS[2], "", "1c.3g.40gb"),
+        me=Published(UUIDS[2], "", "1g.10gb+me"), odd=Published(UUIDS[2], "", "SPX_NPS1"),
+    )  # fmt: skip
+    for device, index, share_ppm in (
+        ("red", 5, 0), ("gpu-0", 1, 0), ("m", 2, 3 * WHOLE_PPM // 7), ("c", 2, WHOLE_PPM // 7),
+        ("me", 2, WHOLE_PPM // 7), ("odd", 2, 0),
+    ):  # fmt: skip
+        assert place([claim(device)], here).claims == [Claim("ns", "p", (index,), share_ppm)]
+
+
+@pytest.mark.parametrize("address", ["0000:3b:00.0", "00000000:3B:00.0", "0:3b:00.0"])
+def test_a_gpu_without_a_uuid_is_found_by_its_address(address: str) -> None:
+    gpus = {"GPU-1": Gpu(0, "GPU-1"), "GPU-2": Gpu(1, "GPU-2", pci_bus_id="00000000:3B:00.0")}
+    known = {
+        ("d", "p", "x"): Published("", address),
+        ("d", "p", "y"): Published("", "0001:3b:00.0"),
+    }
+    here = Node("n1", gpus, published=known, by_name=False)
+    assert place([one("x", "d", pool="p")], here).claims == [Claim("ns", "p", (1,), 0)]
+    (why,) = place([one("y", "d", pool="p")], here).unplaced.values()
+    assert "no GPU of this node has the address" in why
+
+
+def test_what_a_driver_does_not_say_is_not_guessed_from_the_name() -> None:
+    """Neither a device that its slices are without, nor one that they say is no GPU of here."""
+    here = published(**{"gpu-1": Published("GPU-gone", "0000:01:00.0"), "gpu-2": Published()})
+    gpus = {
+        uuid: msgspec.structs.replace(gpu, pci_bus_id="0:01:00.0") for uuid, gpu in GPUS.items()
+    }
+    assert place([claim("gpu-1")], dataclasses.replace(here, gpus=gpus)).unplaced
+    placed = place([one(f"gpu-{i}", "gpu.nvidia.com", pool="n1") for i in range(3)], here)
+    assert not placed.claims
+    placed = place([claim(f"gpu-{i}") for i in range(3)], here)
+    assert not placed.claims
+    assert [why.split()[-1] for why in placed.unplaced.values()] == ["it", "UUID", "address"]
+    by_name = dataclasses.replace(here, by_name=True)
+    assert place([claim("gpu-1")], by_name).unplaced
+    assert place([one("gpu-3", "gpu.nvidia.com", pool="n1")], by_name).claims
+
+
+def test_all_partitions_of_a_gpu_are_that_gpu() -> None:
+    profiles = ["1g.10gb", "2g.20gb", "4g.40gb"]
+    here = published(**{f"m{i}": Published(UUIDS[0], "", p) for i, p in enumerate(profiles)})
+    placed = place([claim(f"m{i}", f"p{i}") for i in range(3)], here)
+    shares = [c.share_ppm for c in placed.claims]
+    assert shares == [WHOLE_PPM * n // 7 for n in (1, 2, 4)]
+    assert WHOLE_PPM - 3 < sum(shares) <= WHOLE_PPM
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_pods_that_share_a_partition_hold_it_once_together(count: int) -> None:
+    """By one claim of theirs or by claims that share it; a whole GPU is for all an equal part."""
+    here = published(m=Published(UUIDS[0], "", "2g.20gb"), g=Published(UUIDS[1]))
+    held = [claim(device, f"p{i}") for i in range(count) for device in "mg"]
+    claims = place([*held, *held], here).claims
+    shares = [c.share_ppm for c in claims if c.gpus == (0,)]
+    assert shares == [2 * WHOLE_PPM // 7 // count] * count
+    assert 2 * WHOLE_PPM // 7 - count < sum(shares) <= 2 * WHOLE_PPM // 7
+    assert [c.share_ppm for c in claims if c.gpus == (1,)] == [0] * count
+
+
+def test_a_plugins_device_is_one_pods_also_while_two_are_listed() -> None:
+    """The one that ends and the one that begins: neither is cut in two for a moment."""
+    known = {"MIG-1": Instance(UUIDS[0], "2g.20gb")}
+    placed = place([one("MIG-1", pod=pod) for pod in "ab"], node(instances=known))
+    assert [c.share_ppm for c in placed.claims] == [2 * WHOLE_PPM // 7] * 2
+
+
+def test_shares_of_a_device_that_one_pod_holds_are_one_device() -> None:
+    """A device that may be allocated several times comes with an id of each share."""
+    shares = b"".join(
+        put(5, put(2, f"claim-{i}") + put(4, put(2, "gpu.nvidia.com") + put(3, "pool/7")
+                                          + put(4, "m") + put(5, f"share-{i}")))
+        for i in range(3)
+    )  # fmt: skip
+    held = parse_list(put(1, put(1, "p") + put(2, "ns") + put(3, put(1, "main") + shares)))
+    assert held == [claim("m")] * 3
+    here = published(m=Published(UUIDS[0], "", "2g.20gb"))
+    assert place(held, here).claims == [Claim("ns", "p", (0,), 2 * WHOLE_PPM // 7)]
 
 
 def test_resources_are_those_configured() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agents.kubernetes import FILE
-from agents.pod_labels import ACCOUNT
+from agents.pod_api import ACCOUNT
 from agents.pod_resources import MAX_PATH
 from pipeline import settings
 from tests.deploy.files import DEPLOY, mapping, mappings
