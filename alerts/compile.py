@@ -4,13 +4,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from alerts.rule import Rule, Signal
+from alerts.rule import PLACE, Named, Rule, Signal
 from pipeline.records import id64
 
 AT: Final = "{at:DateTime('UTC')}"
 """The evaluator's parameter: the time of evaluation."""
 MAX_ROWS: Final = 60_000
 """Of one answer: every node of a dark site of 220,000 GPUs fits, and folds into one page."""
+NAMES: Final[dict[Named, str]] = {
+    "sites": "SELECT id, name FROM sites",
+    "tenants": "SELECT id, name FROM tenants",
+    "workloads": "SELECT id, name FROM workloads",
+    "gpus": f"SELECT gpu_id AS id, uuid AS name, {', '.join(PLACE)} FROM gpus",  # noqa: S608
+}
+"""What is known of ids."""
 
 
 def query(
@@ -42,15 +49,16 @@ def named(signal: Signal, rule: Rule, sql: str) -> str:
     """A query of one rule with names in place of ids, for who cannot look them up afterwards."""
     if not signal.names:
         return sql
+    stands = PLACE if "gpu" in signal.names else ()
     labels = ", ".join(
         f"multiIf(q.{label} = '', '', of_{label}.name != '', of_{label}.name,"
         f" lower(hex(toUInt64OrZero(q.{label})))) AS {label}"
         if label in signal.names
-        else f"q.{label} AS {label}"
+        else f"{'of_gpu' if label in stands else 'q'}.{label} AS {label}"
         for label in signal.labels
     )
     joins = " ".join(
-        f"LEFT JOIN {table} AS of_{label} ON of_{label}.id = toUInt64OrZero(q.{label})"
+        f"LEFT JOIN ({NAMES[table]}) AS of_{label} ON of_{label}.id = toUInt64OrZero(q.{label})"
         for label, table in signal.names.items()
     )
     return f"SELECT {labels}, q.{rule.name} AS {rule.name} FROM ({sql}) AS q {joins}"  # noqa: S608

@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from alerts import compile as compiler
-from alerts.rule import Named, Rule, Signal, by_signal
+from alerts.rule import PLACE, Named, Rule, Signal, by_signal
 from alerts.state import Answer, Hit
 from pipeline.clock import Clock
 from pipeline.errors import Retry
 from pipeline.store import Store
 
 Names = dict[tuple[Named, str], str]
-"""Names of ids, by view and the id as text. An id is a hash of its name: it never has another."""
+"""Names of ids, by view and the id as text. An id is a hash of its name: it never has another.
+GPUs are not among them, since where they stand may change."""
 
 _log: Final = logging.getLogger("megawatch.alerts")
 
 LIMITS: Final = {
     "max_execution_time": 10, "max_memory_usage": 4 << 30, "max_threads": 1,
+    "join_any_take_last_row": 1,
     **dict.fromkeys(
         (
             "optimize_and_compare_chain", "optimize_extract_common_expressions",
@@ -31,7 +33,8 @@ LIMITS: Final = {
     ),
 }  # fmt: skip
 """Of one query of a signal, in seconds and bytes. Threads cost more than they save here, and so do
-searches for what these queries do not have: planning them costs as much as their rows do."""
+searches for what these queries do not have: planning them costs as much as their rows do. Of a
+GPU's rows that were not merged yet, a join that takes any is to take the newest part's."""
 MAX_NAMES: Final = 1 << 17
 COMPARED: Final = {">": operator.gt, "<": operator.lt}
 NOT_SETTLED_S: Final = 4_102_444_800
@@ -103,7 +106,10 @@ def _ask_together(
             text = compiler.query(signal, rules, thresholds, ordered=True)
             rows = store.query(compiler.bound(text, caps_w), at, **LIMITS).dicts()
         for label, table in signal.names.items():
-            _name(store, rows, label, table, names)
+            if table == "gpus":
+                _place(store, rows)
+            else:
+                _name(store, rows, label, table, names)
         present = True
         if any(rule.no_data != "ok" for rule in rules):
             text = compiler.bound(_presence(signal), caps_w)
@@ -130,13 +136,27 @@ def _name(
     unknown = sorted(int(id_) for id_ in ids if (table, id_) not in names)
     if unknown:
         found = store.query(
-            f"SELECT id, name FROM {table} WHERE id IN {{ids:Array(UInt64)}} AND name != ''",  # noqa: S608
+            f"{compiler.NAMES[table]} WHERE id IN {{ids:Array(UInt64)}} AND name != ''",
             {"ids": unknown}, **LIMITS,
         ).rows  # fmt: skip
         names.update({(table, str(id_)): name for id_, name in found})
     for row in rows:
         if id_ := str(row[label]):
             row[label] = names.get((table, id_)) or _hex(int(id_))
+
+
+def _place(store: Store, rows: Sequence[dict[str, object]]) -> None:
+    """Put UUIDs in place of GPUs' ids, and where they stand. Raises Retry."""
+    if not rows:
+        return
+    ids = sorted({int(str(row["gpu"])) for row in rows})
+    found = store.query(
+        f"{compiler.NAMES['gpus']} WHERE gpu_id IN {{ids:Array(UInt64)}}", {"ids": ids}, **LIMITS
+    ).rows  # fmt: skip
+    known = {id_: dict(zip(("gpu", *PLACE), told, strict=True)) for id_, *told in found}
+    for row in rows:
+        id_ = int(str(row["gpu"]))
+        row.update(known.get(id_) or {"gpu": _hex(id_)})
 
 
 def _hex(number: int) -> str:

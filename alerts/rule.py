@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Named = Literal["sites", "tenants", "workloads"]
-"""Views of (id, name) that give ids of labels their names."""
+Named = Literal["sites", "tenants", "workloads", "gpus"]
+"""Views that give ids of labels their names."""
+PLACE: Final = ("hall", "row", "rack", "pdu", "node")
+"""Labels that say where a thing stands, from the largest to the smallest."""
 Severity = Literal["page", "ticket", "info"]
 Scope = Literal["site", "hall", "row", "rack", "pdu", "node", "gpu", "tenant", "job", "service"]
 Clock = Literal["data", "wall"]
@@ -36,6 +38,7 @@ class Signal:
         name hides a column of that name from the rules' values.
     names: which labels are ids, and where their names are: only what breaks a rule is named, since
         that costs a large site more than most rules do. An id that has no name is shown in hex.
+        Those of "gpus" are UUIDs, and come with where the GPU stands: the labels of PLACE.
     source: what follows FROM, up to WHERE; the values of rules are aggregates over its groups.
     present: SQL aggregate over `source`; 0 means that there is nothing to judge (no data).
     every_s: how often it is worth its cost; a multiple of the evaluator's interval.

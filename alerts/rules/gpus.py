@@ -3,14 +3,9 @@
 from typing import Final
 
 from alerts.rule import Rule, Signal
-from alerts.rules.topology import by_gpu, named, placed
+from alerts.rules.topology import GPU, GPU_NAMES, by_gpu
 
 _FRESH: Final = "ts > $at - 60 AND ts <= $at + 60"
-_WHERE_LABELS: Final = {
-    "site": "of_site", "hall": "w.hall", "row": "w.row", "rack": "w.rack",
-    "pdu": "w.pdu", "node": "w.node", "gpu": named("w.uuid", "of_gpu"),
-}  # fmt: skip
-
 _UNEVEN: Final = f"""
     SELECT node FROM
     (
@@ -43,13 +38,13 @@ LATEST: Final = Signal(
     name="latest",
     every_s=60,
     clock="data",
-    labels=_WHERE_LABELS | {
+    labels=GPU | {
         "tenant": "if(of_tenant < 2, '', toString(of_tenant))",
         "workload": "if(of_workload < 2, '', toString(of_workload))",
     },
-    names={"site": "sites", "tenant": "tenants", "workload": "workloads"},
+    names=GPU_NAMES | {"tenant": "tenants", "workload": "workloads"},
     present=f"count() + (SELECT count() FROM gpu_latest WHERE {_FRESH})",  # noqa: S608
-    source=placed(_ODD),
+    source=f"({_ODD}\n)",
 )  # fmt: skip
 
 _MINUTES: Final = "ts >= toStartOfMinute($at) - 300 AND ts < toStartOfMinute($at)"
@@ -59,21 +54,24 @@ _STILL: Final = f"""({_STEADY} AND active_ms * 2 <= m.dt_ms AND power_w_max > 0
             AND ifNull(energy_counter_first_j = energy_counter_last_j, 0))"""
 """Who is idle may well draw the same to a tenth of a watt; but not while its counter stands still.
 A minute may have one reading of the counter: only several minutes tell whether it does."""
-_SUSPECT: Final = f"""(throttle_hw_thermal_ms > 0 OR throttle_power_brake_ms > 0 OR {_STUCK} OR {_STILL}
-            OR (m.dt_ms >= 55000 AND power_w_dt_ms >= 55000 AND reinterpretAsInt64(energy_j) > 0
+_SLOWED: Final = "throttle_hw_thermal_ms > 0 OR throttle_power_brake_ms > 0"
+_MISCOUNTED: Final = """(m.dt_ms >= 55000 AND power_w_dt_ms >= 55000 AND reinterpretAsInt64(energy_j) > 0
                 AND abs(reinterpretAsInt64(energy_j) * 10 - reinterpretAsInt64(power_w_ms)) * 10
-                    > reinterpretAsInt64(power_w_ms)))"""
+                    > reinterpretAsInt64(power_w_ms))"""
 """The sums of a minute as what they are underneath, millijoules and tenths of them: 64 bits hold
 them, and as decimals of 128 they cost twice as much to compare."""
+_LOOKED: Final = f"({_SLOWED} OR power_w_min = power_w_max OR {_MISCOUNTED})"
+"""The other columns are read of few rows."""
+_SUSPECT: Final = f"({_SLOWED} OR {_STUCK} OR {_STILL} OR {_MISCOUNTED})"
 
 GPU_MINUTES: Final = Signal(
     name="gpu_minutes",
     every_s=60,
     clock="data",
-    labels=_WHERE_LABELS,
-    names={"site": "sites"},
+    labels=GPU,
+    names=GPU_NAMES,
     present=f"count() + (SELECT count() FROM gpu_minutes WHERE {_MINUTES})",  # noqa: S608
-    source=placed(f"""
+    source=f"""(
     SELECT gpu AS of_gpu, ts, any(site) AS of_site, argMax(m.dt_ms, version) AS dt_ms,
         argMax(throttle_hw_thermal_ms, version) AS hot_ms,
         argMax(throttle_power_brake_ms, version) AS brake_ms,
@@ -82,7 +80,8 @@ GPU_MINUTES: Final = Signal(
         argMax(energy_counter_last_j, version) AS last_j,
         argMax(toFloat64(energy_j) * 1000, version) AS counted,
         argMax(toFloat64(power_w_ms), version) AS integrated
-    FROM gpu_minutes AS m WHERE {_MINUTES} AND {_SUSPECT} GROUP BY gpu, ts"""),  # noqa: S608
+    FROM gpu_minutes AS m PREWHERE {_MINUTES} AND {_LOOKED} WHERE {_SUSPECT} GROUP BY gpu, ts
+)""",  # noqa: S608
 )
 
 RULES: Final = (

@@ -3,14 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from alerts.rule import Rule, Severity, Signal
-from alerts.rules.topology import PLACE, by_gpu, masked, named, placed
+from alerts.rule import PLACE, Rule, Severity, Signal
+from alerts.rules.topology import GPU, GPU_NAMES, by_gpu, masked
 from pipeline.xids import XIDS, Tier, codes
 
-_LABELS: Final = {
-    "site": "of_site", "hall": "w.hall", "row": "w.row", "rack": "w.rack", "pdu": "w.pdu",
-    "node": "w.node", "gpu": named("w.uuid", "of_gpu"),
-}  # fmt: skip
 NEWEST_S: Final = 75
 """Every GPU that is heard has a row of slow columns so young: one a minute, and one with each
 change, so that the newest of them says how it is."""
@@ -59,10 +55,10 @@ HEALTH: Final = Signal(
     name="health",
     every_s=60,
     clock="data",
-    labels=_LABELS,
-    names={"site": "sites"},
+    labels=GPU,
+    names=GPU_NAMES,
     present=f"count() + (SELECT count() FROM gpu_health WHERE {_NOW})",  # noqa: S608
-    source=placed(f"""
+    source=f"""(
     SELECT gpu AS of_gpu, any(site) AS of_site,
         argMaxIf(driver_epoch, ts, {_NOW}) = argMaxIf(driver_epoch, ts, {_BEFORE}) AS same_driver,
         {", ".join(_grown(*item) for item in _COUNTERS.items())},
@@ -71,7 +67,8 @@ HEALTH: Final = Signal(
     PREWHERE ts > $at - {APART_S + NEWEST_S} AND ts <= $at
     WHERE gpu IN (SELECT gpu FROM gpu_health PREWHERE {_NOW} WHERE {_EVER})
     GROUP BY gpu
-    HAVING {_CHANGED}"""),  # noqa: S608
+    HAVING {_CHANGED}
+)""",  # noqa: S608
 )
 
 _KNOWN: Final = ", ".join(map(str, sorted(XIDS)))

@@ -7,8 +7,7 @@ once it is not they that failed: then only the coverage is told.
 
 from typing import Final
 
-from alerts.rule import Rule, Scope, Severity, Signal
-from alerts.rules.topology import PLACE
+from alerts.rule import PLACE, Rule, Scope, Severity, Signal
 from pipeline.records import BAD_POWER
 
 SILENT_S: Final = 12
@@ -23,22 +22,25 @@ STALLED: Final = "greatest(20, 0.02 * site_nodes)"
 its nodes are told, which takes longer."""
 
 _RACK: Final = ("hall", "row", "rack", "pdu")
-_VIEWS: Final = {
+_KINDS: Final = {
     "site": (), "hall": ("hall",), "feed": ("hall",), "pdu": ("hall", "pdu"), "rack": _RACK,
-    "node": _RACK,
+    "clock": _RACK, "dark site": (), "dark hall": ("hall",), "dark pdu": ("hall", "pdu"),
+    "dark rack": _RACK, "dark node": _RACK, "dark gpu": _RACK,
 }  # fmt: skip
-"""What a view's rows name of where they are."""
+"""What rows are told for, and what they name of where that is."""
 _ODD: Final = "Tuple(node String, seen UInt64, lost Array(String), suspect UInt64)"
 """A node that is not wholly heard, or whose clock is off."""
 
 
-_ROW: Final = ("kind", *(f"of_{name}" for name in (*_RACK, "node", "gpu")), "gpus")
+def _row(kind: str, gpus: str = "0", node: str = "''", uuid: str = "''") -> str:
+    """SQL of a tuple: what a row is told for, GPUs, and what of it lies below the rack."""
+    return f"('{kind}', toUInt64({gpus}), {node}, {uuid})"
 
 
-def _row(kind: str, place: str, gpus: str = "0", node: str = "''", uuid: str = "''") -> str:
-    """SQL of a tuple: what a row is told for, a place without what is below it, GPUs."""
-    where = ", ".join(name if name in _VIEWS[place] else "''" for name in _RACK)
-    return f"('{kind}', {where}, {node}, {uuid}, toUInt64({gpus}))"
+def _where(name: str) -> str:
+    """A place's name in rows that name it: those of a hall are told without a rack."""
+    kinds = ", ".join(f"'{kind}'" for kind, names in _KINDS.items() if name in names)
+    return f"if(kind IN ({kinds}), {name}, '') AS of_{name}"
 
 
 def _seen(place: str) -> str:
@@ -47,13 +49,10 @@ def _seen(place: str) -> str:
 
 
 _DARK: Final = f"""
-            multiIf(level = 'site', [{_row("dark site", "site", "expected")}],
-                level = 'hall', [{_row("dark hall", "hall", "expected")}],
-                level = 'pdu', [{_row("dark pdu", "pdu", "expected")}],
-                level = 'rack', [{_row("dark rack", "rack", "expected")}],
+            multiIf(level IN ('site', 'hall', 'pdu', 'rack'), [(concat('dark ', level), expected, '', '')],
                 level = 'parts', arrayFlatten(arrayMap(n -> if(n.seen = 0,
-                    [{_row("dark node", "node", "length(n.lost)", "n.node")}],
-                    arrayMap(uuid -> {_row("dark gpu", "node", "1", "n.node", "uuid")}, n.lost)), odd)),
+                    [{_row("dark node", "length(n.lost)", "n.node")}],
+                    arrayMap(uuid -> {_row("dark gpu", "1", "n.node", "uuid")}, n.lost)), odd)),
                 [])"""
 _NODES: Final = f"""
                     SELECT any(i.site_id) AS of_site,
@@ -72,10 +71,11 @@ _NODES: Final = f"""
                         SELECT gpu, bitTest(ifNull(throttle_reasons, 0), 7) AS braked,
                             bitTest(flags, 3) AS suspect,
                             if(bitAnd(flags, {BAD_POWER}) = 0, toFloat64(ifNull(power_w, 0)), 0) AS watts
-                        FROM gpu_latest FINAL WHERE ts > $at - {SILENT_S}
+                        FROM gpu_latest WHERE ts > $at - {SILENT_S}
                     ) AS l ON l.gpu = i.gpu_id
                     GROUP BY node_id"""  # noqa: S608
-"""Nodes with what was heard of their GPUs. ANY: each GPU is there once, and no row is copied."""
+"""Nodes with what was heard of their GPUs. ANY: each GPU is there once, and no row is copied. It may
+have two or three young rows; to merge them (FINAL) costs as much as all the rest."""
 
 PLACES: Final = Signal(
     name="places",
@@ -98,12 +98,8 @@ PLACES: Final = Signal(
     SELECT rows.*, caps.watts AS cap_w FROM
     (
         SELECT of_site, watts, seen, braked, site_seen, site_expected, pdu AS feed,
-            arrayJoin(arrayConcat(
-                if((hall, row, rack, pdu) = first, [{_row("site", "site")}], []),
-                [{", ".join(_row(view, view) for view in ("hall", "feed", "pdu", "rack"))}],
-                arrayMap(n -> {_row("clock", "node", "n.suspect", "n.node")},
-                    arrayFilter(n -> n.suspect > 0, odd)),{_DARK}
-            )) AS of, {", ".join(f"of.{n} AS {name}" for n, name in enumerate(_ROW, 1))},
+            of.1 AS kind, of.2 AS gpus, of.3 AS of_node, of.4 AS of_gpu,
+            {", ".join(map(_where, _RACK))},
             if(kind = 'feed', 'pdu', kind) AS cap_scope,
             multiIf(kind = 'hall', hall, kind = 'rack', rack, pdu) AS cap_name
         FROM
@@ -132,6 +128,12 @@ PLACES: Final = Signal(
                 )
             )
         )
+        ARRAY JOIN arrayConcat(
+            if((hall, row, rack, pdu) = first, [{_row("site")}], []),
+            [{", ".join(map(_row, ("hall", "feed", "pdu", "rack")))}],
+            arrayMap(n -> {_row("clock", "n.suspect", "n.node")}, arrayFilter(n -> n.suspect > 0, odd)),
+            {_DARK}
+        ) AS of
     ) AS rows
     LEFT JOIN $caps AS caps ON caps.scope = rows.cap_scope AND caps.name = rows.cap_name
     WHERE kind NOT IN ('hall', 'feed', 'pdu', 'rack') OR cap_w > 0 OR (kind = 'rack' AND braked > 0)

@@ -40,12 +40,14 @@ def _change(now: str, before: str) -> str:
 _LAST: Final = SERIES_S - OSCILLATION_S + 1
 _ROW: Final = f"range({OSCILLATION_S})"
 _WAVES: Final = range(3, OSCILLATION_S // 2 + 1)
-
-
-def _turned(function: str) -> str:
-    """Amplitudes of the level's cosines or sines, one per wave: a sum of products each."""
-    angle = f"2 * pi() / {OSCILLATION_S} * k * i"
-    return f"arraySum((v, i) -> v * {function}({angle}), level, {_ROW})"
+_ANGLE: Final = f"2 * pi() / {OSCILLATION_S} * k * i"
+_TURNS: Final = ", ".join(
+    f"arrayMap(k -> arrayMap(i -> {function}({_ANGLE}), {_ROW}),"
+    f" range({_WAVES.start}, materialize({_WAVES.stop}))) AS {name}"
+    for function, name in (("cos", "cosines"), ("sin", "sines"))
+)
+"""One row of a table, and no constant: the engine plans two thousand numbers more dearly than it
+computes them."""
 
 
 SECONDS: Final = Signal(
@@ -59,9 +61,9 @@ SECONDS: Final = Signal(
         nullIf(arrayReduce('min', arrayMap(c -> c.2,
             arrayFilter(c -> c.1 = 0 OR c.1 = of_site, $site_caps))), 0) AS cap_w,
         arrayMap((v, i) -> v - line.1 * i - line.2, recent, {_ROW}) AS level,
-        if(NOT whole, [0., 0.], arrayMap(
-            k -> 2 / {OSCILLATION_S} * sqrt(pow({_turned("cos")}, 2) + pow({_turned("sin")}, 2)),
-            range({_WAVES.start}, {_WAVES.stop}))) AS waves,
+        if(NOT whole, [0., 0.], arrayMap((c, s) -> 2 / {OSCILLATION_S}
+            * sqrt(pow(arrayDotProduct(level, c), 2) + pow(arrayDotProduct(level, s), 2)),
+            cosines, sines)) AS waves,
         2 * arrayMax(arrayMap((a, b) -> sqrt(a * a + b * b), arrayPopBack(waves),
             arrayPopFront(waves))) AS swing_w
     FROM
@@ -91,7 +93,8 @@ SECONDS: Final = Signal(
         )
         ARRAY JOIN ['site', 'tenant'] AS view
         GROUP BY of_site, view, of_tenant
-    )
+    ) AS rows
+    CROSS JOIN (SELECT {_TURNS}) AS turns
 )""",  # noqa: S608
 )
 

@@ -1,26 +1,13 @@
-"""Pieces of SQL and PromQL that rules share: names for ids, and where a GPU stands."""
+"""Pieces of SQL and PromQL that rules share."""
 
 from collections.abc import Iterable
 from typing import Final
 
-PLACE: Final = ("hall", "row", "rack", "pdu", "node")
+from alerts.rule import PLACE, Named
 
-
-def named(name: str, number: str) -> str:
-    """A name that a join may not have found: then the id, as tables of people show it."""
-    return f"if({name} = '', lower(hex({number})), {name})"
-
-
-def placed(odd: str) -> str:
-    """Rows of the SQL `odd`, which has of_gpu, as `odd` beside `w`: place and uuid of that GPU.
-
-    The few odd ones stand on the right, so that the inventory streams past them.
-    """
-    columns = ", ".join((*PLACE, "uuid"))
-    return (
-        f"(SELECT gpu_id, {columns} FROM inventory FINAL WHERE until_ts IS NULL OR until_ts > $at)"  # noqa: S608
-        f" AS w ANY RIGHT JOIN ({odd}) AS odd ON w.gpu_id = odd.of_gpu"
-    )
+GPU: Final = {"site": "of_site", **dict.fromkeys(PLACE, "''"), "gpu": "of_gpu"}
+GPU_NAMES: Final[dict[str, Named]] = {"site": "sites", "gpu": "gpus"}
+"""Labels of a GPU; its place is filled in with its name."""
 
 
 def masked(views: Iterable[tuple[str, Iterable[str]]], columns: Iterable[str]) -> str:
