@@ -50,8 +50,8 @@ class Site(Protocol):
     clock: ManualClock
     store: Store
 
-    def go(self, until_ms: int) -> None:
-        """Let simulated time pass."""
+    def go(self, until_ms: int, every_ms: int) -> None:
+        """Let simulated time pass; samples reach the store at multiples of `every_ms`."""
 
 
 Simulate = Callable[[Path, int], AbstractContextManager[Site]]
@@ -68,8 +68,13 @@ class Plan:
     every_s: int
 
 
-FULL: Final = Plan(rounds=10, nodes=8, hours=48, every_s=300)
+FULL: Final = Plan(rounds=10, nodes=8, hours=168, every_s=600)
 SMALL: Final = Plan(rounds=3, nodes=8, hours=2, every_s=120)
+SAMPLES_MS: Final = 10_000
+"""From one sample to the next on the quiet site, of which no rule takes offence."""
+_NEAR_MS: Final = 15_000
+"""A round is judged with what came until so long before, as on a running site."""
+_TELL_H: Final = 12
 
 
 def run(args: argparse.Namespace, settings: Settings, simulate: Simulate) -> int:
@@ -187,10 +192,15 @@ def quiet(simulated: AbstractContextManager[Site], plan: Plan) -> dict[str, obje
     with simulated as world:
         evaluator = Evaluator(world.settings, world.store.another(), RULES, world.clock)
         try:
-            until_ms = world.clock.ms + round(plan.hours * 3_600_000)
+            since_ms, every_ms = world.clock.ms, plan.every_s * 1000
             seen: set[tuple[int, int]] = set()
-            while world.clock.ms < until_ms:
-                world.go((world.clock.ms // (plan.every_s * 1000) + 1) * plan.every_s * 1000)
+            while (gone_h := (world.clock.ms - since_ms) / 3_600_000) < plan.hours:
+                next_ms = (world.clock.ms // every_ms + 1) * every_ms
+                world.go(next_ms - _NEAR_MS, every_ms)
+                world.go(next_ms, _NEAR_MS)
+                if gone_h // _TELL_H < (next_ms - since_ms) / 3_600_000 // _TELL_H:
+                    counts = ", ".join(f"{sum(c.values())} {name}s" for name, c in said.items())
+                    _say(f"{(next_ms - since_ms) / 3_600_000:.0f} of {plan.hours:g} h: {counts}")
                 evaluator.round(world.clock.ms)
                 for print_, alert in evaluator.alerts.items():
                     if alert.state != "firing" or (print_, alert.fired_ms) in seen:

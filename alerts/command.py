@@ -1,5 +1,6 @@
-"""What `megawatch alerts list` and `megawatch alerts generate` do."""
+"""What `megawatch alerts` does, apart from evaluating."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -9,8 +10,30 @@ from alerts import generate as generating
 from alerts.rule import PAGES, Rule
 from alerts.rules import RULES
 from pipeline import table
+from pipeline.clock import Clock
 from pipeline.errors import Refuse
-from pipeline.settings import Alerts
+from pipeline.publishing import need_client
+from pipeline.settings import Alerts, Settings
+
+
+def run(args: argparse.Namespace, settings: Settings, clock: Clock) -> int:
+    """The action that is asked for. Raises Refuse or Retry."""
+    if args.file and args.action != "lint":
+        raise Refuse(f"alerts {args.action} takes no file: leave out {args.file[0]!r}")
+    if args.action == "list":
+        return list_rules(settings.alerts, args.json)
+    if args.action == "generate":
+        return generate(settings.alerts, args.to or "", args.check)
+    if args.action == "publish":
+        return _publish(args, settings, clock)
+    return lint(args.file, args.json)
+
+
+def _publish(args: argparse.Namespace, settings: Settings, clock: Clock) -> int:
+    need_client()
+    from alerts.publish import publish
+
+    return publish(args, settings.grafana, settings.alerts, clock)
 
 
 def list_rules(settings: Alerts, as_json: bool) -> int:

@@ -30,7 +30,8 @@ def documents(
         for rule in rules:
             if rule.signal is not None:
                 # A group has one interval, so that a signal is not asked more often than it is worth.
-                groups.setdefault(f"{theme}-{rule.signal.every_s}s", []).append(rule)
+                name = f"{theme}-{render_grafana.interval_s(rule)}s"
+                groups.setdefault(name, []).append(rule)
     queries = {
         rule.name: render_grafana.sql(rule, limits, caps)
         for rules in groups.values()

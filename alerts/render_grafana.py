@@ -16,12 +16,12 @@ from typing import Final, Literal
 from alerts import compile as compiler
 from alerts.render_prometheus import RUNBOOKS, labels
 from alerts.rule import PAGES, NoData, Rule
+from pipeline.publishing import PLUGIN, SOURCE_UID
 
 FOLDER_UID: Final = "megawatch-alerts"
 FOLDER_TITLE: Final = "Megawatch alerts"
-DATA_SOURCE: Final = "megawatch-clickhouse"
-"""uid of the ClickHouse data source."""
-PLUGIN: Final = "grafana-clickhouse-datasource"
+SCHEDULER_S: Final = 10
+"""Grafana refuses the interval of a group that is no multiple of it."""
 PLUGIN_VERSION: Final = "4.20.0"
 NOW: Final = "toDateTime($__toTime, 'UTC')"
 SETTLED: Final = f"toDateTime(least({NOW}, (SELECT until FROM settled)), 'UTC')"  # noqa: S608
@@ -58,7 +58,7 @@ def api_group(
     return {
         "title": f"megawatch-{name}",
         "folderUid": FOLDER_UID,
-        "interval": _interval_s(rules),
+        "interval": interval_s(rules[0]),
         "rules": [
             _rule(rule, queries[rule.name], limits)
             | {"orgID": 1, "folderUID": FOLDER_UID, "ruleGroup": f"megawatch-{name}"}
@@ -76,7 +76,7 @@ def file_groups(
             "orgId": 1,
             "name": f"megawatch-{name}",
             "folder": FOLDER_TITLE,
-            "interval": f"{_interval_s(rules)}s",
+            "interval": f"{interval_s(rules[0])}s",
             "rules": [_rule(rule, queries[rule.name], limits) for rule in rules],
         }
         for name, rules in groups.items()
@@ -84,8 +84,10 @@ def file_groups(
     return json.dumps({"apiVersion": 1, "groups": listed}, indent=2, ensure_ascii=False) + "\n"
 
 
-def _interval_s(rules: Sequence[Rule]) -> int:
-    return min(rule.signal.every_s for rule in rules if rule.signal)
+def interval_s(rule: Rule) -> int:
+    """How often it is asked: as its signal, in whole steps of Grafana's scheduler."""
+    assert rule.signal is not None, f"{rule.name} has no SQL"
+    return -(-rule.signal.every_s // SCHEDULER_S) * SCHEDULER_S
 
 
 def _rule(rule: Rule, query: str, limits: Mapping[str, float]) -> Json:
@@ -96,8 +98,8 @@ def _rule(rule: Rule, query: str, limits: Mapping[str, float]) -> Json:
         "title": rule.name,
         "condition": "C",
         "data": [
-            _node("A", DATA_SOURCE, {
-                "refId": "A", "datasource": {"type": PLUGIN, "uid": DATA_SOURCE},
+            _node("A", SOURCE_UID, {
+                "refId": "A", "datasource": {"type": PLUGIN, "uid": SOURCE_UID},
                 "pluginVersion": PLUGIN_VERSION, "editorType": "sql", "rawSql": query, "format": 1,
                 "queryType": "table", "meta": {}, "intervalMs": 1000, "maxDataPoints": 43200,
             }),

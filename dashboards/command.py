@@ -10,31 +10,22 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
 
 from pipeline.clock import Clock
 from pipeline.errors import Refuse
+from pipeline.publishing import SOURCE_UID, Section, Step, carried_out, connected, need_client
 from pipeline.settings import ClickHouse, secret
 
 if TYPE_CHECKING:
-    from dashboards.publish import Step, Tenant
+    from dashboards.publish import Tenant
     from pipeline.grafana import Grafana, Grantee
 
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _KINDS: Final = ("team", "user")
 
 
-class GrafanaSection(Protocol):
+class GrafanaSection(Section, Protocol):
     """The keys of [grafana]."""
 
-    @property
-    def url(self) -> str: ...  # noqa: D102
-    @property
-    def token(self) -> str: ...  # noqa: D102
-    @property
-    def token_file(self) -> str: ...  # noqa: D102
-    @property
-    def ca_file(self) -> str: ...  # noqa: D102
     @property
     def folder(self) -> str: ...  # noqa: D102
     @property
@@ -75,18 +66,11 @@ def publish(
     """Bring a Grafana up to date; 1 if something of it was refused."""
     if args.check:
         raise Refuse("--check is for `generate`: --dry-run shows what `publish` would do")
-    if importlib.util.find_spec("grafana_api") is None:
-        raise Refuse("publishing needs grafana-api: pip install 'megawatch[grafana]'")
+    need_client()
     from dashboards import publish as publishing
-    from pipeline.grafana import Grafana
 
-    url = args.grafana or section.url
-    if not url:
-        raise Refuse("which Grafana? --grafana https://grafana.example:3000, or [grafana] url")
     pages = publishing.read(publishing.FOLDER)
-    grafana = Grafana(url, secret(section.token, section.token_file), clock,
-                      ca_file=section.ca_file)  # fmt: skip
-    version = _greet(grafana)
+    grafana, version = connected(args.grafana, section, clock)
     steps: Iterable[Step]
     if args.tenant:
         steps = _tenants(args, section, clickhouse, grafana)
@@ -95,33 +79,7 @@ def publish(
         title = args.folder or section.folder
         wanted = _site_source(section, clickhouse)
         steps = publishing.site(grafana, pages, title, wanted, force=args.force)
-    done = [_carried_out(step, dry_run=args.dry_run) for step in steps]
-    if args.json:
-        things = [{"kind": s.kind, "name": s.name, "state": s.state, "why": s.why} for s in done]
-        print(json.dumps(
-            {"grafana": grafana.url, "version": version, "dry_run": args.dry_run, "things": things}
-        ))  # fmt: skip
-    return int(any(step.state == "refused" for step in done))
-
-
-def _greet(grafana: "Grafana") -> str:
-    """Say who answers, and see that it can draw what is published. Returns its version."""
-    from dashboards.publish import PLUGIN
-
-    parts = urlsplit(grafana.url)
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        print(f"the token goes to {parts.hostname} unencrypted: use https", file=sys.stderr)
-    health = grafana.health()
-    state = "" if health.database in ("", "ok") else f", its database: {health.database}"
-    print(f"Grafana {health.version or '(hides its version)'} at {grafana.url}{state}",
-          file=sys.stderr)  # fmt: skip
-    if not grafana.has_plugin(PLUGIN):
-        raise Refuse(
-            f"{grafana.url} has not the plugin {PLUGIN}: on its machine run"
-            f" `grafana cli plugins install {PLUGIN}` and restart it, or start it with"
-            f" GF_PLUGINS_PREINSTALL_SYNC={PLUGIN}"
-        )
-    return health.version
+    return carried_out(steps, grafana, version, args)
 
 
 def _site_source(section: GrafanaSection, clickhouse: ClickHouse) -> dict[str, object] | None:
@@ -135,7 +93,7 @@ def _site_source(section: GrafanaSection, clickhouse: ClickHouse) -> dict[str, o
         password=secret(section.reader_password, section.reader_password_file),
     )  # fmt: skip
     key = secret(section.token, section.token_file)
-    return publishing.source(publishing.SOURCE_UID, "Megawatch", reader, key)
+    return publishing.source(SOURCE_UID, "Megawatch", reader, key)
 
 
 def _only_with_tenants(args: argparse.Namespace) -> None:
@@ -146,7 +104,7 @@ def _only_with_tenants(args: argparse.Namespace) -> None:
 
 def _tenants(
     args: argparse.Namespace, section: GrafanaSection, clickhouse: ClickHouse, grafana: "Grafana"
-) -> Iterator["Step"]:
+) -> Iterator[Step]:
     """The steps for every tenant, each by itself: one that is refused does not hold up the next."""
     from dashboards import publish as publishing
 
@@ -158,7 +116,7 @@ def _tenants(
         try:
             yield from publishing.tenant(grafana, page, one, key, force=args.force)
         except Refuse as error:
-            yield publishing.Step("tenant", one.name, "refused", str(error))
+            yield Step("tenant", one.name, "refused", str(error))
 
 
 def _wanted(
@@ -209,18 +167,3 @@ def _grantee(grafana: "Grafana", viewer: str) -> "Grantee | None":
     if kind not in _KINDS or not name:
         raise Refuse(f"--viewer {viewer!r}: write team:NAME or user:LOGIN")
     return grafana.team(name) if kind == "team" else grafana.user(name)
-
-
-def _carried_out(step: "Step", *, dry_run: bool) -> "Step":
-    """Do it and say it; what Grafana refuses of it is said too, and the next one has its turn."""
-    if step.apply is not None and not dry_run:
-        try:
-            step.apply()
-        except Refuse as error:
-            step = step.because("refused", str(error))
-    if dry_run and step.diff:
-        print(step.diff)
-    would = "would be " if dry_run and step.apply is not None else ""
-    why = f": {step.why}" if step.why else ""
-    print(f"{step.kind} {step.name}: {would}{step.state}{why}", file=sys.stderr)
-    return step

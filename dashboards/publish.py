@@ -16,21 +16,18 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pipeline.errors import Refuse
 from pipeline.grafana import VIEW, Grafana, Grantee, Json
+from pipeline.publishing import PLUGIN, SOURCE_UID, Step, folder
 from pipeline.records import id64
 
-State = Literal["created", "updated", "unchanged", "refused"]
-
 FOLDER: Final = Path(__file__).with_name("generated")
-PLUGIN: Final = "grafana-clickhouse-datasource"
-SOURCE_UID: Final = "megawatch-clickhouse"
 TENANT_UID: Final = "megawatch-tenant"
 TAG: Final = "megawatch"
 _UID: Final = re.compile(r"megawatch-[a-zA-Z0-9_-]{1,30}")
@@ -40,23 +37,6 @@ _STAMP, _SECRET = "megawatch", "megawatchSecret"
 _PORTS: Final = {"http": 8123, "https": 8443}
 _TITLE_CHARS: Final = 100
 _EVERYBODY: Final = ("Viewer", "Editor")
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing: what is to be done about it, and how."""
-
-    kind: str
-    name: str
-    state: State
-    why: str = ""
-    diff: str = ""
-    """Unified, of a dashboard that changes."""
-    apply: Callable[[], None] | None = None
-
-    def because(self, state: State, why: str) -> "Step":
-        """The same thing in another state."""
-        return replace(self, state=state, why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,18 +154,6 @@ def _stored(document: Json) -> Json:
 
 
 # -- what there is to do ------------------------------------------------------------------------
-
-
-def folder(grafana: Grafana, title: str, uid: str, *, shared: bool) -> tuple[str, Step]:
-    """Its uid, and what is to be done; `shared`: a folder of that title is used, whoever made it."""
-    there = {found["uid"]: found["title"] for found in grafana.folders()}
-    if uid in there:
-        why = "" if there[uid] == title else f"somebody called it {there[uid]!r}, it stays so"
-        return uid, Step("folder", title, "unchanged", why)
-    for other, called in there.items():
-        if shared and called == title:
-            return other, Step("folder", title, "unchanged", "it was not made here")
-    return uid, Step("folder", title, "created", apply=lambda: grafana.create_folder(uid, title))
 
 
 def data_source(grafana: Grafana, wanted: Json, *, force: bool) -> Step:

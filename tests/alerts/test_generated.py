@@ -171,7 +171,7 @@ def test_configured_caps_and_thresholds_are_written_where_one_asks_for_them(
     )
     assert command.generate(settings, str(tmp_path), check=False) == 0
     assert "> 9" in (tmp_path / "prometheus/agents.yaml").read_text()
-    text = (tmp_path / "grafana/api/places-15s.json").read_text()
+    text = (tmp_path / "grafana/api/places-20s.json").read_text()
     queries = [rule["data"][0]["model"]["rawSql"] for rule in json.loads(text)["rules"]]
     assert all("""[["rack", 45000.0, ["h01-r\\'03"]]]""" in query for query in queries)
     assert "GpuLost" not in (tmp_path / "grafana/file/megawatch.yaml").read_text()

@@ -300,9 +300,23 @@ class FakeGrafana:
         start = query.get("query", "")
         return 200, [{"userId": n, "login": u} for u, n in self.users.items() if start in u]
 
+    def get_rules(self, asked: Asked, query: Json) -> tuple[int, Any]:
+        return 200, [
+            {**rule, "id": n, "updated": "2026-01-01T00:00:00Z", "for": "1m0s",
+             "folderUID": key[0], "ruleGroup": key[1], "provenance": self.provenance[key]}
+            for key, group in self.rule_groups.items() for n, rule in enumerate(group["rules"], 1)
+        ]  # fmt: skip
+
     def put_rules(self, asked: Asked, query: Json, uid: str, group: str) -> tuple[int, Any]:
         if asked.body.get("interval", 0) % 10 or not asked.body.get("rules"):
             raise Error(400, "invalid alert rule group")
+        if self.provenance.get((uid, group)) == "file":
+            raise Error(409, "invalid alert rule group provenance")
+        moved = {rule["uid"] for rule in asked.body["rules"] if "uid" in rule}
+        for key, other in list(self.rule_groups.items()):
+            other["rules"] = [rule for rule in other["rules"] if rule.get("uid") not in moved]
+            if not other["rules"]:
+                del self.rule_groups[key]
         self.rule_groups[uid, group] = asked.body
         off = asked.headers.get("X-Disable-Provenance", "")
         self.provenance[uid, group] = "" if off else "api"
@@ -346,6 +360,7 @@ ROUTES: Final[list[tuple[str, str, str, Callable[..., tuple[int, Any]]]]] = [
     ("POST", r"/dashboards/db", "dashboards:create", _G.post_dashboard),
     ("GET", r"/teams/search", "teams:read", _G.get_teams),
     ("GET", r"/org/users/lookup", "org.users:read", _G.get_users),
+    ("GET", r"/v1/provisioning/alert-rules", "alert.provisioning:read", _G.get_rules),
     ("PUT", _RULES, "alert.provisioning:write", _G.put_rules),
     ("DELETE", _RULES, "alert.provisioning:write", _G.delete_rules),
 ]  # fmt: skip

@@ -238,7 +238,7 @@ def test_a_raw_call_publishes_rules_that_stay_editable_and_an_empty_answer_is_su
 def test_a_raw_call_repeats_what_is_safe_to_repeat_only(fake, grafana):
     path = "/v1/provisioning/folder/megawatch/rule-groups/power"
     fake.faults = [("PUT", reset)]
-    grafana.call("PUT", path, {"interval": 60, "rules": [1]})
+    grafana.call("PUT", path, {"interval": 60, "rules": [{}]})
     fake.faults = [("POST", reset)]
     with pytest.raises(Retry):
         grafana.call("POST", "/folders", {"uid": "u", "title": "T"})
