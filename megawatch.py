@@ -153,13 +153,14 @@ def _decode(args: argparse.Namespace, _: Settings) -> int:
 
 
 def _doctor(args: argparse.Namespace, settings: Settings) -> int:
-    from agents import kubernetes, node_meters, slurm_files
+    from agents import kubernetes, node_meters, pod_slices, slurm_files
     from pipeline.doctor import examine
 
     probes = {"node meter": node_meters.describe(host=settings.site.hostname)}
     if settings.kubernetes.socket:
         socket = Path(settings.kubernetes.socket)
         probes["kubelet"] = kubernetes.describe(socket, settings.kubernetes.resources)
+        probes["resource slices"] = pod_slices.describe(settings.site.hostname)
     if settings.agent.slurm_jobs:
         probes["slurm"] = slurm_files.describe(Path(settings.agent.slurm_jobs))
     return examine(settings, args.json, probes)
@@ -175,20 +176,10 @@ def _verify(args: argparse.Namespace, _: Settings) -> int:
 
 
 def _alerts(args: argparse.Namespace, settings: Settings) -> int:
-    from alerts import command
+    if args.action != "run" or args.file:
+        from alerts import command
 
-    if args.file and args.action != "lint":
-        raise Refuse(f"alerts {args.action} takes no file: leave out {args.file[0]!r}")
-    if args.action == "list":
-        return command.list_rules(settings.alerts, args.json)
-    if args.action == "generate":
-        return command.generate(settings.alerts, args.to or "", args.check)
-    if args.action == "lint":
-        return command.lint(args.file, args.json)
-    return _evaluate(args, settings)
-
-
-def _evaluate(args: argparse.Namespace, settings: Settings) -> int:
+        return command.run(args, settings, SystemClock())
     from alerts.rules import RULES
     from alerts.run import run
 
@@ -201,10 +192,10 @@ def _evaluate(args: argparse.Namespace, settings: Settings) -> int:
 def _slurm(args: argparse.Namespace, settings: Settings) -> int:
     from pipeline.slurm_run import serve
 
-    return _serve(
-        args, settings, "has it: give the feed a server's store",
-        lambda mine, store, stop: serve(args, mine, store, stop, SystemClock()),
-    )  # fmt: skip
+    settings = _stored(args, settings)
+    if settings.clickhouse.data:
+        _need_store(args, Path(settings.clickhouse.data))
+    return serve(args, settings, _stop_on_signals(), SystemClock())
 
 
 def _console(args: argparse.Namespace, settings: Settings) -> int:
@@ -233,7 +224,8 @@ def _bench(args: argparse.Namespace, settings: Settings) -> int:
         from alerts import bench
         from pipeline.bench.simulated import Simulated
 
-        return bench.run(args, settings, Simulated)
+        times = {"period_ms": bench.SAMPLES_MS, "flush_ms": bench.SAMPLES_MS}
+        return bench.run(args, settings, lambda folder, nodes: Simulated(folder, nodes, **times))
     # What asks the dashboards' queries stands with them, above the pipeline.
     name = "dashboards.bench" if args.what == "query" else f"pipeline.bench.{args.what}"
     module = importlib.import_module(name)
@@ -340,6 +332,7 @@ def _stored(args: argparse.Namespace, settings: Settings) -> Settings:
 
 def _embedded(settings: Settings, data: Path) -> Settings:
     settings = _replace(settings, "clickhouse", data=str(data), url="")
+    settings = _replace(settings, "slurm", seen=str(data / "slurm.seen"))
     return _replace(settings, "agent", spool=str(data / "spool"))
 
 

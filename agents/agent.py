@@ -12,6 +12,7 @@ from typing import Final
 from agents.exporter import Exporter
 from agents.exposition import Totals
 from agents.kubernetes import Pods, open_pods
+from agents.mig_names import MigNames
 from agents.node_meters import Meters, discover
 from agents.sampler import Observer, Sampler
 from agents.shipper import Producer, Shipper
@@ -77,7 +78,7 @@ def run(
             spool,
             settings,
             clock,
-            [totals, *([pods] if pods else []), *observers],
+            [totals, *(probe for probe in (jobs, pods) if probe is not None), *observers],
             _beside([probe.read for probe in (meters, jobs, pods) if probe is not None]),
         )
         shipper = None
@@ -107,7 +108,8 @@ def _jobs(settings: Settings, source: Source, clock: Clock) -> JobFiles | None:
     if not agent.slurm_jobs or source.name != "nvml":
         return None
     told = Path(agent.spool) / "slurm_jobs.json"
-    return JobFiles(site.name, site.hostname, Path(agent.slurm_jobs), told, clock)
+    folder = Path(agent.slurm_jobs)
+    return JobFiles(site.name, site.hostname, folder, told, clock, MigNames())
 
 
 def _pods(settings: Settings, source: Source, clock: Clock) -> Pods | None:

@@ -1,137 +1,41 @@
 """Which Slurm job is on which GPU of this node, by the files that prolog and epilog keep.
 
-The files are those of dcgm-exporter's `--hpc-job-mapping-dir`: named by GPU index (`3`), or by index
-and MIG instance (`3.1`), a job id per line. `job.ID` beside them, which only our prolog writes, says
-who the job's account is and when it began. A thread of its own looks, so that a folder that hangs
-costs no tick; what was asserted is kept in a file, so that a restarted agent ends what is over.
+A thread of its own looks (slurm_look.py), so that a folder that hangs costs no tick; what was
+asserted is kept in a file, so that a restarted agent ends what is over.
 """
 
 import contextlib
-import errno
-import fcntl
-import itertools
 import logging
 import os
 import queue
-import re
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
+from agents.pod_devices import Instance, Node, is_unknown_instance
+from agents.sampler import Snapshot
+from agents.slurm_look import About, Seen, look, placed
 from pipeline.clock import Clock
 from pipeline.errors import Unavailable
-from pipeline.records import Allocation, Index
+from pipeline.records import Allocation, Gpu, Index, Record
 
 log = logging.getLogger(__name__)
 
 SOURCE: Final = "slurm-node"
 FOLDER: Final = Path("/run/megawatch/slurm-jobs")
 PERIOD_MS: Final = 2000
-MAX_FILES: Final = 4096
-MAX_BYTES: Final = 1 << 16
 MAX_WAITING: Final = 10_000
 LEAVE_S: Final = 0.5
 """How long `close` waits for a look that hangs."""
-_GPU_FILE: Final = re.compile(r"([0-9]{1,5})(?:\.[0-9]{1,5})?")
-_JOB: Final = re.compile(r"[0-9]{1,18}(?:[_+][0-9]{1,18})?")
-_ARRAY: Final = re.compile(r"[0-9]{1,18}_[0-9]{1,18}")
-_FACT: Final = re.compile(r"(account|user|array)=(.{0,200})")
-
-
-class About(NamedTuple):
-    """What the prolog wrote of a job; account and name are "" where it did not."""
-
-    account: str = ""
-    name: str = ""
-    begun_ms: int = 0
-
-
-class Seen(NamedTuple):
-    """One look: the GPUs of each job, and what is known of the jobs."""
-
-    gpus: Mapping[str, tuple[int, ...]]
-    about: Mapping[str, About]
-
-
-def look(folder: Path) -> Seen:
-    """What the files say now. Raises Unavailable, also while prolog or epilog are writing."""
-    try:
-        with _quiet(folder):
-            names = _names(folder)
-            gpus: dict[str, set[int]] = {}
-            for name in names:
-                match = _GPU_FILE.fullmatch(name)
-                if match is not None and int(match[1]) <= 0xFFFF:
-                    for line in _lines(folder / name):
-                        if _JOB.fullmatch(line):
-                            gpus.setdefault(line, set()).add(int(match[1]))
-            about = {job: _about(folder / f"job.{job}") for job in gpus}
-    except FileNotFoundError:
-        return Seen({}, {})  # no job has been here since the node came up
-    except OSError as error:
-        raise Unavailable(f"{folder}: {(error.strerror or 'unreadable').lower()}") from error
-    return Seen({job: tuple(sorted(held)) for job, held in gpus.items()}, about)
-
-
-@contextlib.contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
-    """While neither prolog nor epilog of ours writes; others have no lock and need none."""
-    try:
-        lock = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        folder.stat()
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise Unavailable(f"{folder}: prolog or epilog are writing") from error
-            raise
-        yield
-    finally:
-        os.close(lock)
-
-
-def _names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in itertools.islice(entries, MAX_FILES + 1)]
-    if len(names) > MAX_FILES:
-        raise OSError(errno.E2BIG, f"more than {MAX_FILES} files")
-    return names
-
-
-def _lines(path: Path) -> list[str]:
-    """A file's lines; none if it went meanwhile, or is no plain file."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            return []
-        raise
-    try:
-        text = os.read(file, MAX_BYTES)
-    except IsADirectoryError:
-        return []
-    finally:
-        os.close(file)
-    return [line.strip() for line in text.decode(errors="replace").splitlines()]
-
-
-def _about(path: Path) -> About:
-    facts = {m[1]: m[2] for line in _lines(path) if (m := _FACT.fullmatch(line))}
-    try:
-        begun_ms = path.stat().st_mtime_ns // 1_000_000
-    except FileNotFoundError:
-        return About()
-    name = facts.get("array", "")
-    return About(facts.get("account", ""), name if _ARRAY.fullmatch(name) else "", begun_ms)
+INSTANCES_EVERY_MS: Final = 60_000
+"""The driver is asked about MIG instances that it did not name at most so often."""
+CAPABILITIES: Final = Path("/proc/driver/nvidia/capabilities")
+"""Where the driver has a folder for each MIG instance, `gpu0/mig/gi1`."""
 
 
 # -- what changed --------------------------------------------------------------------------------
@@ -157,15 +61,16 @@ def changes(
     """
     found: list[Allocation] = []
     ends: dict[str, int] = {}
+    held = _held(seen)
     for (job, gpus), claim in list(known.items()):
         begun_ms = seen.about.get(job, About()).begun_ms
         is_again = begun_ms > claim.from_ms  # requeued, and back on the same GPUs
-        if seen.gpus.get(job) == gpus and not is_again:
+        if ((job, gpus) in held or job in seen.unplaced) and not is_again:
             continue
         del known[job, gpus]
         ends[job] = max(claim.from_ms, min(last_ms, begun_ms) if is_again else last_ms)
         found.append(msgspec.structs.replace(claim, until_ms=ends[job], asserted_at_ms=now_ms))
-    for job, gpus in sorted(seen.gpus.items()):
+    for (job, gpus), share_ppm in sorted(held.items()):
         if (job, gpus) in known:
             continue
         about = seen.about.get(job, About())
@@ -174,18 +79,28 @@ def changes(
         is_told = about.begun_ms > 0 and ends.get(job, 0) <= about.begun_ms <= now_ms
         known[job, gpus] = claim = Allocation(
             site=site, source=SOURCE, tenant=about.account.lower(), workload=workload, node=node,
-            account=about.account, gpus=gpus, from_ms=about.begun_ms if is_told else now_ms,
-            asserted_at_ms=now_ms,
+            account=about.account, gpus=gpus, share_ppm=share_ppm,
+            from_ms=about.begun_ms if is_told else now_ms, asserted_at_ms=now_ms,
         )  # fmt: skip
         found.append(claim)
     return found
 
 
+def _held(seen: Seen) -> dict[tuple[str, tuple[int, ...]], int]:
+    """The millionths of each of its GPUs, by the id of the job and the GPUs."""
+    told = seen.parts.keys() | seen.unplaced.keys()
+    held = {(job, gpus): 0 for job, gpus in seen.gpus.items() if job not in told}
+    return held | {
+        (job, part.gpus): part.share_ppm for job, parts in seen.parts.items() for part in parts
+    }
+
+
 class JobFiles:
     """Looks every period in a thread of its own; `read` never waits.
 
-    `looks` counts those that came to an end, `errors` those that failed by what was the matter;
-    `jobs` is how many there were at the last.
+    Observes the sampler, to know the node's GPUs; `instances` asks the driver for their MIG
+    instances. `looks` counts those that came to an end, `errors` those that failed by what was the
+    matter, and jobs that are not told of; `jobs` is how many there were at the last.
     """
 
     def __init__(
@@ -195,6 +110,8 @@ class JobFiles:
         folder: Path,
         state: Path,
         clock: Clock,
+        instances: Callable[[], Mapping[str, Instance]] = dict,
+        capabilities: Path = CAPABILITIES,
         period_ms: int = PERIOD_MS,
     ) -> None:
         """Begin to look; `state` is a file of ours that outlives the agent."""
@@ -203,6 +120,11 @@ class JobFiles:
         self.jobs = 0
         self._site, self._node, self._folder, self._state = site, node, folder, state
         self._clock = clock
+        self._ask, self._capabilities = instances, capabilities
+        self._gpus: Mapping[str, Gpu] = {}
+        self._instances: Mapping[str, Instance] = {}
+        self._ask_ms = 0
+        self._missed: set[str] = set()
         self._period_ms = period_ms
         self._found: queue.SimpleQueue[Allocation] = queue.SimpleQueue()
         self._is_kept = True
@@ -210,6 +132,13 @@ class JobFiles:
         self._last_ms, self._known = _restored(state, site, node)
         self._thread = threading.Thread(target=self._run, name="slurm files", daemon=True)
         self._thread.start()
+
+    def on_reading(self, snapshot: Snapshot) -> None:
+        """The sampler's word on which GPUs there are."""
+        self._gpus = {gpu.uuid: gpu for node in snapshot.inventories for gpu in node.gpus}
+
+    def on_record(self, record: Record) -> None:
+        """The source's records say nothing about jobs."""
 
     def read(self, _now_ms: int) -> list[Allocation]:
         """What changed since the last call."""
@@ -240,7 +169,7 @@ class JobFiles:
             self._keep()
         now_ms = self._clock.now_ms()
         try:
-            seen = look(self._folder)
+            seen = self._placed(look(self._folder), now_ms)
         except Unavailable as error:
             self.errors[str(error)[:200]] += 1
             return
@@ -249,11 +178,33 @@ class JobFiles:
         until_ms = self._last_ms if paused and self._last_ms else now_ms
         found = changes(self._known, seen, self._site, self._node, now_ms, until_ms)
         self._last_ms = now_ms
-        self.jobs = len(seen.gpus)
+        self.jobs = len(seen.about)
         self._is_kept = self._is_kept and not found
         for claim in found:
             self._found.put(claim)
         self._touch()
+
+    def _placed(self, seen: Seen, now_ms: int) -> Seen:
+        """With the GPUs of jobs on MIG instances; of a job that has none that are known, a word."""
+        uuids = {uuid for about in seen.about.values() for uuid in about.mig}
+        is_cut = any(self._capabilities.glob("gpu*/mig/gi*"))
+        if not uuids and not is_cut:
+            return seen
+        node = Node("", self._gpus, self._instances)
+        if now_ms >= self._ask_ms and any(is_unknown_instance(uuid, node) for uuid in uuids):
+            self._ask_ms = now_ms + INSTANCES_EVERY_MS
+            try:
+                self._instances = self._ask()
+            except Unavailable as error:
+                self.errors[f"MIG instances: {error}"[:200]] += 1
+            node = Node("", self._gpus, self._instances)
+        found = placed(seen, node, is_cut)
+        missed = dict(found.unplaced) if self._gpus else {}
+        for job in missed.keys() - self._missed:
+            log.warning("job %s is not told of: %s", job, missed[job])
+            self.errors[missed[job]] += 1
+        self._missed = set(missed)
+        return found
 
     def _keep(self) -> None:
         claims = [(job, claim) for (job, _), claim in self._known.items()]
@@ -322,7 +273,7 @@ def describe(
     except OSError as error:
         lines.append(f"{folder}: {(error.strerror or '').lower()}")
         return lines
-    lines.append(f"{folder}: {len(seen.gpus)} jobs on {len(_all(seen))} GPUs now")
+    lines.append(f"{folder}: {len(seen.about)} jobs now, {len(_all(seen))} GPUs named")
     if known.st_mode & 0o022:
         lines.append(f"{folder} may be written by others than its owner: chmod 755 {folder}")
     bare = sorted(job for job in seen.gpus if not seen.about[job].begun_ms)

@@ -171,8 +171,9 @@ def _add_keeping(command: Command) -> None:
     imported.add_argument("files", nargs="+", metavar="FILE")
     _add_columns(imported)
     imported.add_argument(
-        "--format", default="auto", choices=("auto", "csv", "parquet", "nvidia-smi")
-    )
+        "--format", default="auto", choices=("auto", "csv", "parquet", "nvidia-smi", "records"),
+        help="records: allocations as `slurm --dry-run` says them, a line of JSON each",
+    )  # fmt: skip
     imported.add_argument("--keep-good", action="store_true", help="leave bad rows out, count them")
     imported.add_argument("--zone", metavar="Z", help="of times that name none: Europe/Berlin")
     letters = command("deadletters", "what could not be read", "deadletters list", stored=True)
@@ -204,14 +205,8 @@ def _add_sights(command: Command) -> None:
     )  # fmt: skip
     boards.add_argument("action", choices=("generate", "publish"))
     boards.add_argument("--check", action="store_true", help="generate: only say what differs")
-    boards.add_argument(
-        "--grafana", metavar="URL", help="publish: where; the token is in [grafana]"
-    )
-    boards.add_argument("--dry-run", action="store_true", help="publish: only show what changes")
+    _add_publishing(boards)
     boards.add_argument("--folder", metavar="NAME", help="publish: the folder in Grafana")
-    boards.add_argument(
-        "--force", action="store_true", help="publish: also over what somebody changed in Grafana"
-    )
     boards.add_argument(
         "--tenant", action="append", default=[], metavar="X",
         help="publish: this tenant's folder, data source and dashboard, not the site's",
@@ -230,16 +225,26 @@ def _add_sights(command: Command) -> None:
     )  # fmt: skip
 
 
+def _add_publishing(to: Parser) -> None:
+    to.add_argument("--grafana", metavar="URL", help="publish: where; the token is in [grafana]")
+    to.add_argument("--dry-run", action="store_true", help="publish: only show what changes")
+    to.add_argument(
+        "--force", action="store_true", help="publish: also over what somebody changed in Grafana"
+    )
+
+
 def _add_alerts(command: Command) -> None:
     """What wakes people."""
     alerts = command(
-        "alerts", "rules: listed, generated, evaluated; other people's judged", "alerts list",
+        "alerts", "rules: listed, generated, published, evaluated; other people's judged",
+        "alerts list",
         stored=True,
     )  # fmt: skip
-    alerts.add_argument("action", choices=("list", "generate", "run", "lint"))
+    alerts.add_argument("action", choices=("list", "generate", "publish", "run", "lint"))
     alerts.add_argument("file", nargs="*", metavar="FILE", help="lint: Prometheus rule files")
     alerts.add_argument("--check", action="store_true", help="generate: only say what differs")
     alerts.add_argument("--to", metavar="DIR", help="generate: as configured, into this folder")
+    _add_publishing(alerts)
     alerts.add_argument(
         "--listen",
         default="127.0.0.1:9467",

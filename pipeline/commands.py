@@ -123,6 +123,10 @@ def import_(args: argparse.Namespace, context: Context) -> int:
         from pipeline.ledger.contract_import import import_contracts
 
         return import_contracts(context, [context.cwd / name for name in args.files], args.json)
+    if args.format == "records":
+        from pipeline.slurm_outlets import take
+
+        return take(context, args.what, [context.cwd / name for name in args.files], args.json)
     from pipeline import imports
 
     return imports.run(args, context)

@@ -120,6 +120,8 @@ class Directory:
         )  # fmt: skip
         claims = self._claims.setdefault(node, {})
         known = claims.get(key)
+        if known == allocation:
+            return
         if known is None or known.asserted_at_ms <= allocation.asserted_at_ms:
             claims[key] = allocation
             self._touched.add(node)

@@ -151,19 +151,25 @@ def _connected(connection: socket.socket, data: Path) -> bool:
     return True
 
 
-def forward(data: Path, argv: Sequence[str]) -> int | None:
-    """Run a command line inside the owner of `data`; its exit status, or None without an owner."""
+def forward(
+    data: Path, argv: Sequence[str], out: Output | None = None, err: Output | None = None
+) -> int | None:
+    """Run a command line inside the owner of `data`; its exit status, or None without an owner.
+
+    What it says goes to `out` and `err`, without them to this process's own.
+    """
+    out, err = out or sys.stdout, err or sys.stderr
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         if not _connected(connection, data):
             return None
         connection.settimeout(None)
-        request = {"argv": list(argv), "cwd": str(Path.cwd()), "tty": sys.stderr.isatty()}
+        request = {"argv": list(argv), "cwd": str(Path.cwd()), "tty": err.isatty()}
         connection.sendall(json.dumps(request).encode() + b"\n")
         for line in connection.makefile("rb"):
             frame = json.loads(line)
             if "exit" in frame:
                 return int(frame["exit"])
-            print(frame.get("out", ""), end="", flush=True)
-            print(frame.get("err", ""), end="", flush=True, file=sys.stderr)
-    print("megawatch: the owner of the store ended before its answer did", file=sys.stderr)
+            print(frame.get("out", ""), end="", flush=True, file=out)
+            print(frame.get("err", ""), end="", flush=True, file=err)
+    print("megawatch: the owner of the store ended before its answer did", file=err)
     return 1

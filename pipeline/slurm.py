@@ -4,23 +4,20 @@ Pure: bytes in, jobs and named refusals out, whatever the bytes are. Nothing is 
 GPUs are not told by index keeps the reason why, and holds none.
 """
 
-import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from pipeline.errors import Reject
+from pipeline.slurm_gres import Part, gpu_parts, hosts
 
 State = Literal["waiting", "held", "leaving", "ended"]
 """`leaving`: the job is over and Slurm is clearing up; its times may be another run's already."""
 
-MAX_NODES: Final = 100_000
-"""More in one list of hosts are a mistake, or somebody's joke."""
-MAX_INDEX: Final = 0xFFFF
 MAX_S: Final = 4_102_444_800
 """Times later than 2100 are none: a requeued job shows such."""
 _MAX_JOBS: Final = 1_000_000
@@ -40,10 +37,11 @@ _STATES: Final[dict[State, frozenset[str]]] = {
 
 
 class Place(NamedTuple):
-    """GPUs of a node, by Slurm's index, in order."""
+    """GPUs of a node, and how much of each (see slurm_gres.Part)."""
 
     node: str
     gpus: tuple[int, ...]
+    share_ppm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,92 +79,6 @@ class Listing(NamedTuple):
 
     jobs: tuple[Job, ...]
     refused: tuple[Refused, ...]
-
-
-# -- hosts and indices ---------------------------------------------------------------------------
-
-_BRACKET: Final = re.compile(r"\[([0-9,\-]*)\]")
-_HOST: Final = re.compile(r"[A-Za-z0-9._\-]{1,255}")
-_NUMBERS: Final = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
-
-
-def hosts(text: str) -> list[str]:
-    """The names in Slurm's short form, `n[01-03,7],x9`. Raises Reject."""
-    out: list[str] = []
-    for part in _split(text):
-        names = [""]
-        for at, piece in enumerate(_BRACKET.split(part)):
-            ends = _numbers(piece) if at % 2 else [piece]
-            if len(names) * len(ends) + len(out) > MAX_NODES:
-                raise Reject(f"{text[:40]!r} is more than {MAX_NODES} nodes")
-            names = [name + end for name in names for end in ends]
-        out += names
-    for name in out:
-        if not _HOST.fullmatch(name):
-            raise Reject(f"{text[:40]!r} is no list of nodes")
-    return out
-
-
-def _numbers(text: str) -> list[str]:
-    """The numbers of `01-03,7`, as wide as they are written. Raises Reject."""
-    out: list[str] = []
-    for part in text.split(","):
-        match = _NUMBERS.fullmatch(part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if match is None or last < first or last - first + len(out) >= MAX_NODES:
-            raise Reject(f"{text[:40]!r} is no list of numbers")
-        out += [f"{number:0{len(match[1])}d}" for number in range(first, last + 1)]
-    return out
-
-
-def _split(text: str) -> Iterator[str]:
-    """At commas outside brackets and parentheses."""
-    depth = start = 0
-    for at, letter in enumerate(text):
-        depth += (letter in "[(") - (letter in ")]")
-        if letter == "," and depth == 0:
-            yield text[start:at]
-            start = at + 1
-    yield text[start:]
-
-
-_GRES: Final = re.compile(
-    r"(?:gres[:/])?(?P<kind>\w+)(?::(?P<type>[^:()]*[^:()\d][^:()]*))?(?::(?P<count>\d{1,6}))?"
-    r"(?:\((?P<note>[^()]*)\))?"
-)
-_MIG: Final = re.compile(r"\d+g\.\d+gb", re.IGNORECASE)
-_PARTS: Final = frozenset({"mps", "shard"})
-
-
-@functools.lru_cache(4096)
-def gpu_indices(gres: str) -> tuple[int, ...]:
-    """The GPUs of `gpu:h100:2(IDX:0-1)`, one or several; none for other things. Raises Reject."""
-    found: set[int] = set()
-    for part in _split(gres.strip()):
-        if part in ("", "(null)", "N/A"):
-            continue
-        match = _GRES.fullmatch(part)
-        if match is None:
-            raise Reject(f"{part[:60]!r} is no generic resource")
-        if match["kind"] in _PARTS:
-            raise Reject(f"{part[:60]!r} is a part of a GPU, of unknown size")
-        if match["kind"] == "gpu" and match["count"] != "0":
-            found.update(_indices(part, match))
-    return tuple(sorted(found))
-
-
-def _indices(part: str, match: re.Match[str]) -> list[int]:
-    if _MIG.search(match["type"] or ""):
-        raise Reject(f"{part[:60]!r} counts MIG instances, not GPUs")
-    note = match["note"] or ""
-    if not note.startswith("IDX:"):
-        raise Reject(f"{part[:60]!r} does not tell which GPUs")
-    indices = [int(number) for number in _numbers(note.removeprefix("IDX:"))]
-    if max(indices) > MAX_INDEX:
-        raise Reject(f"{part[:60]!r} has an index beyond {MAX_INDEX}")
-    if match["count"] and int(match["count"]) != len(indices):
-        raise Reject(f"{part[:60]!r} says {match['count']} GPUs and names {len(indices)}")
-    return indices
 
 
 def named(number: int, array: int, task: int | None, het: int, offset: int) -> str:
@@ -297,8 +209,7 @@ def _placed(job: Job, record: _Record) -> Job:
         details = _details(record.gres_detail)
         if not any(details):
             return replace(job, unsure="gres_detail is empty") if job.has_gpus else job
-        gpus = [gpu_indices(detail) for detail in details]
-        places = _paired(record, gpus)
+        places = _paired(record, [gpu_parts(detail) for detail in details])
     except Reject as error:
         return replace(job, has_gpus=True, unsure=str(error))
     return replace(job, places=places, has_gpus=bool(places))
@@ -310,12 +221,12 @@ def _details(value: object) -> list[str]:
     return list(value)
 
 
-def _paired(record: _Record, gpus: Sequence[tuple[int, ...]]) -> tuple[Place, ...]:
+def _paired(record: _Record, parts: Sequence[tuple[Part, ...]]) -> tuple[Place, ...]:
     """Each node with its GPUs, in the order of the job's resources, which gres_detail has too."""
     names = hosts(_word(record.nodes, "nodes"))
-    if len(set(names)) != len(names) or len(names) != len(gpus):
-        raise Reject(f"gres_detail has {len(gpus)} entries for {len(names)} nodes")
-    if len(set(gpus)) > 1:
+    if len(set(names)) != len(names) or len(names) != len(parts):
+        raise Reject(f"gres_detail has {len(parts)} entries for {len(names)} nodes")
+    if len(set(parts)) > 1:
         inner = msgspec.json.decode(record.job_resources)
         listed = inner.get("nodes") if isinstance(inner, dict) else None
         listed = listed.get("list") if isinstance(listed, dict) else listed
@@ -323,7 +234,8 @@ def _paired(record: _Record, gpus: Sequence[tuple[int, ...]]) -> tuple[Place, ..
         if sorted(ordered) != sorted(names):
             raise Reject("job_resources does not tell the order of the nodes")
         names = ordered
-    return tuple(Place(n, g) for n, g in zip(names, gpus, strict=True) if g)
+    pairs = zip(names, parts, strict=True)
+    return tuple(Place(name, *part) for name, mine in pairs for part in mine)
 
 
 _GPU_WORD: Final = re.compile(r"(?:^|[,:/])(?:gpu|mps|shard)\b")

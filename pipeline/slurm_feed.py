@@ -7,7 +7,7 @@ Slurm did not answer.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from pipeline.clock import Clock
 from pipeline.errors import Reject, Retry
 from pipeline.records import Allocation, id64
 from pipeline.slurm import Job, Listing, Refused, read_squeue
-from pipeline.store import Store
+from pipeline.slurm_gres import MIG
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ ASK_S: Final = 5.0
 """How long a poll may ask about jobs one by one; the next one goes on."""
 SLACK_MS: Final = 30_000
 """How far the scheduler's clock may be ahead: later ends are still to come."""
+LEARN_EVERY_S: Final = 300.0
 MAX_PENDING: Final = 500_000
 _MAX_SAID: Final = 10_000
 
@@ -78,29 +79,47 @@ def key_of(claim: Allocation) -> Key:
     return Key(claim.tenant, claim.workload, claim.node, claim.gpus, claim.from_ms)
 
 
+Ask = Callable[[str], Sequence[Mapping[str, object]]]
+"""Asks the store, wherever that is: the rows of a SELECT by column. Raises Retry."""
+
 _OPEN: Final = """
 SELECT tenant, workload, any(account) AS account, node, gpus,
-    toUnixTimestamp64Milli(from_ts) AS from_ms,
+    argMax(share_ppm, asserted_at) AS share_ppm, toUnixTimestamp64Milli(from_ts) AS from_ms,
     toUnixTimestamp64Milli(max(asserted_at)) AS asserted_at_ms
-FROM allocations WHERE site_id = {site:UInt64} AND source = {source:String}
+FROM allocations WHERE site_id = {site} AND source = '{source}'
 GROUP BY tenant, workload, node, gpus, from_ts
 -- In a tuple, since argMax passes over a bare NULL, which here means: until further notice.
 HAVING argMax(tuple(until_ts), asserted_at).1 IS NULL
 """
 _NEWEST: Final = """
-SELECT toUnixTimestamp64Milli(max(asserted_at)) FROM allocations
-WHERE site_id = {site:UInt64} AND source = {source:String}
+SELECT toUnixTimestamp64Milli(max(asserted_at)) AS newest_ms FROM allocations
+WHERE site_id = {site} AND source = '{source}'
+"""
+_MIG_NODES: Final = """
+SELECT DISTINCT node FROM inventory FINAL
+WHERE site_id = {site} AND until_ts IS NULL AND gpu_id IN
+(
+    SELECT gpu FROM gpu_health WHERE site = {site} AND ts > now() - INTERVAL 1 HOUR
+    GROUP BY gpu HAVING argMax(mig_mode, ts) = 1
+)
 """
 
 
-def restore(store: Store, site: str) -> tuple[Known, int]:
+def restore(ask: Ask, site: str) -> tuple[Known, int]:
     """The claims that the store has without an end, and when the last assertion was, or 0."""
-    parameters = {"site": id64(site), "source": SOURCE}
+    names = {"site": id64(site), "source": SOURCE}
     claims = [
-        Allocation(site=site, source=SOURCE, **row | {"gpus": tuple(row["gpus"])})
-        for row in store.query(_OPEN, parameters).dicts()
+        # JSON on the way may have made texts of numbers.
+        msgspec.convert({**row, "site": site, "source": SOURCE}, Allocation, strict=False)
+        for row in ask(_OPEN.format_map(names))
     ]
-    return {key_of(c): c for c in claims}, int(store.query(_NEWEST, parameters).rows[0][0])
+    newest_ms = int(str(ask(_NEWEST.format_map(names))[0]["newest_ms"]))
+    return {key_of(claim): claim for claim in claims}, newest_ms
+
+
+def mig_nodes(ask: Ask, site: str) -> frozenset[str]:
+    """The nodes that have a GPU in MIG mode, as their agents said last within an hour."""
+    return frozenset(str(row["node"]) for row in ask(_MIG_NODES.format(site=id64(site))))
 
 
 def claims_of(job: Job, known: Iterable[Key], site: str) -> list[Allocation]:
@@ -109,7 +128,7 @@ def claims_of(job: Job, known: Iterable[Key], site: str) -> list[Allocation]:
     runs = (job.from_ms, job.resize_ms)
     mine = {(key.node, key.gpus): key.from_ms for key in known if key.from_ms in runs}
     claims = []
-    for node, gpus in job.places:
+    for node, gpus, share_ppm in job.places:
         since = mine.get((node, gpus))
         if since is None:
             # GPUs that joined a job that was seen with others before are its own only since then.
@@ -117,7 +136,7 @@ def claims_of(job: Job, known: Iterable[Key], site: str) -> list[Allocation]:
         claims.append(
             Allocation(
                 site=site, source=SOURCE, tenant=job.account.lower(), workload=job.name,
-                account=job.account, node=node, gpus=gpus, from_ms=since,
+                account=job.account, node=node, gpus=gpus, share_ppm=share_ppm, from_ms=since,
             )
         )  # fmt: skip
     return claims
@@ -179,7 +198,10 @@ class Stats:
 
 
 class Feed:
-    """One thread calls `poll`; others may look at `stats`, `known`, `pending` and `seen_ms`."""
+    """One thread calls `poll`; others may look at `stats`, `known`, `pending` and `seen_ms`.
+
+    mig_nodes: where Slurm's indices are not the GPUs', as `learn` found.
+    """
 
     def __init__(
         self, site: str, scheduler: Scheduler, outlet: Outlet, clock: Clock,
@@ -189,12 +211,21 @@ class Feed:
         self.known: Final = dict(known or {})
         self.pending: Final[Known] = {}
         self.seen_ms = seen_ms
+        self.mig_nodes: frozenset[str] = frozenset()
+        self._learn_s = clock.monotonic_s()
         self._site = site
         self._scheduler = scheduler
         self._outlet = outlet
         self._clock = clock
         self._said: set[Refused] = set()
         self._trouble: dict[str, str] = {}
+
+    def learn(self, ask: Ask) -> None:
+        """Now and then: which nodes have GPUs in MIG mode. Raises Retry, and all stands."""
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._learn_s:
+            self.mig_nodes = mig_nodes(ask, self._site)
+            self._learn_s = now_s + LEARN_EVERY_S
 
     def poll(self) -> None:
         """Ask once; what changed is pending then. Raises Retry, and nothing is ended."""
@@ -249,6 +280,9 @@ class Feed:
             reason = Refused(f"job {job.name} from {job.from_ms}", job.unsure)
             if reason in self._said or self._clock.monotonic_s() > until_s:
                 continue
+            if MIG in job.unsure:  # nor can scontrol
+                self._refuse([reason])
+                continue
             told = self._asked(str(job.number))
             if told is None:
                 continue
@@ -300,7 +334,10 @@ class Feed:
     ) -> dict[Key, Allocation]:
         holding = [j for j in jobs.values() if j and j.state == "held" and j.places]
         claims = [c for job in holding for c in claims_of(job, known.get(job.name, ()), self._site)]
-        return {key_of(claim): claim for claim in claims}
+        elsewhere = [claim for claim in claims if claim.node in self.mig_nodes]
+        self._refuse(Refused(f"job {c.workload} on {c.node}", MIG) for c in elsewhere)
+        self.stats.unsure += len({claim.workload for claim in elsewhere})
+        return {key_of(claim): claim for claim in claims if claim.node not in self.mig_nodes}
 
     def _end(self, held: Known, jobs: Mapping[str, Job | None], now_ms: int) -> None:
         for key, claim in list(self.known.items()):
@@ -320,10 +357,12 @@ class Feed:
 
     def _begin(self, held: Known, now_ms: int) -> None:
         for key, claim in held.items():
-            if key not in self.known:
+            before = self.known.get(key)
+            if before is None:
                 self.stats.begun += 1
-                self.known[key] = claim
                 self._assert(claim, now_ms)
+            elif before.share_ppm != claim.share_ppm:  # Slurm says more of it than it did before
+                self._assert(msgspec.structs.replace(before, share_ppm=claim.share_ppm), now_ms)
 
     def _assert(self, claim: Allocation, now_ms: int) -> None:
         # The last word on a claim is the one that was said last, also if the clock stood still.

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -13,53 +12,40 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 from zoneinfo import ZoneInfo
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from pipeline import rows
 from pipeline.clock import Clock
 from pipeline.errors import Refuse, Retry
-from pipeline.records import Allocation
-from pipeline.settings import Settings, secret
+from pipeline.owner import is_owned
+from pipeline.settings import ClickHouse, Settings, Slurm, secret
 from pipeline.slurm import Listing
-from pipeline.slurm_feed import Feed, Outlet, restore
+from pipeline.slurm_feed import Feed, Known, Outlet, restore
+from pipeline.slurm_outlets import (
+    Books,
+    OwnerBooks,
+    Printed,
+    Producer,
+    StoreBooks,
+    TopicOutlet,
+)
 from pipeline.slurm_text import read_scontrol
-from pipeline.store import Store
-from pipeline.topics import ALLOCATIONS, encode_record
+from pipeline.store import open_store
 from pipeline.web import Page, Web, text
 
 log = logging.getLogger(__name__)
 
 MAX_ANSWER: Final = 1 << 30
 _LEAVE_S: Final = 2.0
-_CHUNK: Final = 1000
-_ACK_S: Final = 30.0
-_CONNECT_S: Final = 15.0
 _MAX_STALE_S: Final = 120.0
 _OWN: Final = "megawatch_slurm"
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _UNKNOWN: Final = "invalid job id"
-
-Ack = Callable[[Exception | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be said to the feed; `seen` is a file that outlives it, "" for none."""
-
-    period_s: float = 10.0
-    squeue: str = "squeue"
-    scontrol: str = "scontrol"
-    timeout_s: float = 60.0
-    seen: str = ""
-    listen: str = "127.0.0.1:9468"
-    token: str = ""
-    once: bool = False
-    dry_run: bool = False
 
 
 # -- the scheduler's commands --------------------------------------------------------------------
@@ -69,17 +55,17 @@ class Options:
 class Commands:
     """Slurm through its own programs: slurm_feed.Scheduler."""
 
-    options: Options = Options()
+    settings: Slurm
     env: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def squeue(self) -> bytes:
         """Jobs of all states and partitions."""
-        return self._run([self.options.squeue, "--all", "--states=all", "--json"])
+        return self._run([self.settings.squeue, "--all", "--states=all", "--json"])
 
     def job(self, name: str) -> Listing | None:
         """One job, or None if there is none of that name or number."""
         try:
-            answer = self._run([self.options.scontrol, "-d", "show", "job", name])
+            answer = self._run([self.settings.scontrol, "-d", "show", "job", name])
         except Retry as error:
             if _UNKNOWN in str(error).lower():
                 return None
@@ -100,11 +86,11 @@ class Commands:
             except OSError as error:
                 raise Retry(f"cannot run {command[0]}: {error.strerror}") from error
             try:
-                code = process.wait(self.options.timeout_s)
+                code = process.wait(self.settings.timeout_s)
             except subprocess.TimeoutExpired as error:
                 _end(process)
                 raise Retry(
-                    f"{command[0]} did not answer within {self.options.timeout_s:g} s"
+                    f"{command[0]} did not answer within {self.settings.timeout_s:g} s"
                 ) from error
             if out.seek(0, os.SEEK_END) > MAX_ANSWER:
                 raise Retry(f"{command[0]} answered more than {MAX_ANSWER >> 20} MiB")
@@ -122,84 +108,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel: left behind
         process.wait(_LEAVE_S)
-
-
-# -- outlets -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOutlet:
-    """Straight into the store; the same assertion again is the same row."""
-
-    store: Store
-    clock: Clock
-
-    def put(self, allocations: Sequence[Allocation]) -> None:
-        """Insert."""
-        for table, block in rows.by_table(allocations, self.clock.now_ms()).items():
-            self.store.insert(table, block)
-
-
-class Producer(Protocol):
-    """What the outlet needs of a Kafka client."""
-
-    def send(self, topic: str, key: bytes, value: bytes, ack: Ack) -> None:
-        """Hand over a message; `ack` is called once. Raises Retry or Reject."""
-        ...
-
-    def close(self, timeout_s: float) -> None:
-        """Disconnect."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TopicOutlet:
-    """Through the topic `allocations`, keyed by node, each message acknowledged."""
-
-    producer: Producer
-    clock: Clock
-
-    def put(self, allocations: Sequence[Allocation]) -> None:
-        """Send, and wait for every answer."""
-        for at in range(0, len(allocations), _CHUNK):
-            self._put(allocations[at : at + _CHUNK])
-
-    def _put(self, allocations: Sequence[Allocation]) -> None:
-        answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        deadline_s = self.clock.monotonic_s() + _CONNECT_S
-        for record in allocations:
-            self._send(record, answers.put, deadline_s)
-        for _ in allocations:
-            try:
-                problem = answers.get(timeout=_ACK_S * 2)
-            except queue.Empty as error:
-                raise Retry("the broker did not acknowledge allocations in time") from error
-            if problem is not None:
-                raise Retry(f"allocations were not acknowledged: {problem}") from problem
-
-    def _send(self, record: Allocation, ack: Ack, deadline_s: float) -> None:
-        never = threading.Event()
-        while True:
-            try:
-                self.producer.send(ALLOCATIONS, record.node.encode(), encode_record(record), ack)
-            except Retry:  # it connects in the background
-                if self.clock.monotonic_s() > deadline_s:
-                    raise
-                self.clock.wait(never, 0.1)
-            else:
-                return
-
-
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """Says what would be asserted."""
-
-    say: Callable[[str], None]
-
-    def put(self, allocations: Sequence[Allocation]) -> None:
-        """A line each."""
-        for claim in allocations:
-            self.say(encode_record(claim).decode())
 
 
 # -- metrics -------------------------------------------------------------------------------------
@@ -263,100 +171,116 @@ class Exporter:
 # -- the loop ------------------------------------------------------------------------------------
 
 
-def serve(
-    args: argparse.Namespace,
-    settings: Settings,
-    store: Store,
-    stop: threading.Event,
-    clock: Clock,
-) -> int:
+def serve(args: argparse.Namespace, settings: Settings, stop: threading.Event, clock: Clock) -> int:
     """The feed as configured, through Kafka where there is a broker. Raises Refuse."""
     from pipeline.kafka import Producer as KafkaProducer
 
     mine = settings.slurm
-    options = Options(
-        period_s=args.period or mine.period_s, squeue=mine.squeue, scontrol=mine.scontrol,
-        timeout_s=mine.timeout_s, seen=mine.seen, listen=mine.listen,
-        token=secret("", mine.token_file), once=args.once, dry_run=args.dry_run,
-    )  # fmt: skip
-    producer = (
-        KafkaProducer(settings.kafka, "megawatch-slurm") if settings.kafka.bootstrap else None
-    )
-    try:
+    mine = msgspec.structs.replace(mine, period_s=args.period or mine.period_s)
+    with contextlib.ExitStack() as stack:
+        books = stack.enter_context(_opened(settings.clickhouse, clock, once=args.once))
+        producer = None
+        if settings.kafka.bootstrap:
+            producer = KafkaProducer(settings.kafka, "megawatch-slurm")
+            stack.callback(producer.close, 5.0)
         return run(
-            settings.site.name, options, store, producer, stop, clock,
-            lambda line: print(line, file=sys.stderr),
+            settings.site.name, mine, books, producer, stop, clock,
+            lambda line: print(line, file=sys.stderr), once=args.once, dry_run=args.dry_run,
         )  # fmt: skip
-    finally:
-        if producer:
-            producer.close(5.0)
+
+
+@contextlib.contextmanager
+def _opened(settings: ClickHouse, clock: Clock, *, once: bool) -> Iterator[Books]:
+    """The store: what runs for long leaves an embedded one to whoever has it open, or will."""
+    data = Path(settings.data)
+    if settings.data and (not once or is_owned(data)):
+        yield OwnerBooks(data)
+        return
+    with contextlib.closing(open_store(settings)) as store:
+        yield StoreBooks(store, clock)
 
 
 def run(
     site: str,
-    options: Options,
-    store: Store | None,
+    settings: Slurm,
+    books: Books,
     producer: Producer | None,
     stop: threading.Event,
     clock: Clock,
     say: Callable[[str], None],
+    *,
+    once: bool = False,
+    dry_run: bool = False,
 ) -> int:
     """Reconcile until `stop` is set, or once; the exit status.
 
-    Allocations go to the topic if there is a producer, else into the store; what is known is
-    restored from the store if there is one. Raises Refuse.
+    What is known is restored from the books, and allocations go there, or to the topic if there is
+    a producer. Raises Refuse, and Retry where once is all there is.
     """
-    if not 1 <= options.period_s <= 3600:
-        raise Refuse(f"[slurm] period_s={options.period_s:g}: it is from 1 to 3600")
-    outlet = _outlet(options, store, producer, clock, say)
-    known, asserted_ms = restore(store, site) if store else ({}, 0)
-    seen_ms = max(read_seen(options.seen), asserted_ms)
-    feed = Feed(site, Commands(options), outlet, clock, known, seen_ms)
+    if not 1 <= settings.period_s <= 3600:
+        raise Refuse(f"[slurm] period_s={settings.period_s:g}: it is from 1 to 3600")
+    restored = _restored(site, settings, books, stop, clock, once)
+    if restored is None:
+        return 0
+    known, asserted_ms = restored
+    seen_ms = max(read_seen(settings.seen), asserted_ms)
+    outlet: Outlet = TopicOutlet(producer, clock) if producer else books
+    feed = Feed(
+        site, Commands(settings), Printed(say) if dry_run else outlet, clock, known, seen_ms
+    )  # fmt: skip
     log.info("%d claims are open", len(known))
     with contextlib.ExitStack() as stack:
-        if options.listen and not options.once:
-            web = Web(options.listen, Exporter(feed, clock).pages(), options.token)
+        if settings.listen and not once:
+            token = secret("", settings.token_file)
+            web = Web(settings.listen, Exporter(feed, clock).pages(), token)
             stack.callback(web.close)
         while True:
-            failed = turn(feed, options, say)
-            if options.once or clock.wait(stop, options.period_s):
-                return int(failed and options.once)
+            failed = turn(feed, books, "" if dry_run else settings.seen, say if once else None)
+            if once or clock.wait(stop, settings.period_s):
+                return int(failed and once)
 
 
-def turn(feed: Feed, options: Options, say: Callable[[str], None]) -> bool:
-    """Ask, remember when, hand over: each as far as it goes. True if something failed."""
+def _restored(
+    site: str, settings: Slurm, books: Books, stop: threading.Event, clock: Clock, once: bool
+) -> tuple[Known, int] | None:
+    """What the books know, as soon as they answer; None if told to stop before."""
+    said = ""
+    while True:
+        try:
+            return restore(books.ask, site)
+        except Retry as error:
+            if once:
+                raise
+            if said != str(error):
+                said = str(error)
+                log.warning("%s; it is tried again", said)
+        if clock.wait(stop, settings.period_s):
+            return None
+
+
+def turn(feed: Feed, books: Books, seen: str, say: Callable[[str], None] | None) -> bool:
+    """Learn, ask, remember when, hand over: each as far as it goes. True if something failed."""
 
     def remember() -> None:
-        if not options.dry_run and feed.seen_ms:
-            write_seen(options.seen, feed.seen_ms)
+        if feed.seen_ms:
+            write_seen(seen, feed.seen_ms)
+
+    def learn() -> None:
+        feed.learn(books.ask)
 
     failed = False
-    for what, work in (("squeue", feed.poll), ("seen", remember), ("deliver", feed.deliver)):
+    for what, work in (
+        ("store", learn), ("squeue", feed.poll), ("seen", remember), ("deliver", feed.deliver),
+    ):  # fmt: skip
         problem: Exception | None = None
         try:
             work()
         except (Retry, OSError) as error:
             problem, failed = error, True
-            if options.once:
+            if say:
                 say(f"{what}: {error}")
         feed.problem(what, problem)
     return failed
-
-
-def _outlet(
-    options: Options,
-    store: Store | None,
-    producer: Producer | None,
-    clock: Clock,
-    say: Callable[[str], None],
-) -> Outlet:
-    if options.dry_run:
-        return Printed(say)
-    if producer is not None:
-        return TopicOutlet(producer, clock)
-    if store is not None:
-        return StoreOutlet(store, clock)
-    raise Refuse("nowhere to put allocations: set [kafka] bootstrap, or give --data or --store")
 
 
 def read_seen(path: str) -> int:

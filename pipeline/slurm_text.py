@@ -13,12 +13,11 @@ from pipeline.slurm import (
     Listing,
     Place,
     Refused,
-    gpu_indices,
-    hosts,
     named,
     over,
     state_of,
 )
+from pipeline.slurm_gres import Part, gpu_parts, hosts
 
 _EPOCH: Final = datetime.fromtimestamp(0, ZoneInfo("UTC"))
 _BLOCK: Final = re.compile(r"^JobId=", re.MULTILINE)
@@ -105,13 +104,13 @@ def _of_block(block: str, zone: ZoneInfo) -> Job:
 
 
 def _told_places(block: str) -> tuple[Place, ...]:
-    places: dict[str, tuple[int, ...]] = {}
+    told: dict[str, tuple[Part, ...]] = {}
     for nodes, gres in _GRES_LINE.findall(block):
-        gpus = gpu_indices(gres)
+        parts = gpu_parts(gres)
         for node in hosts(nodes):
-            if places.setdefault(node, gpus) != gpus:
+            if told.setdefault(node, parts) != parts:
                 raise Reject(f"node {node} is told twice, differently")
-    return tuple(Place(node, gpus) for node, gpus in places.items() if gpus)
+    return tuple(Place(node, *part) for node, parts in told.items() for part in parts)
 
 
 def _local(text: str, zone: ZoneInfo) -> int | None:

@@ -44,17 +44,21 @@ def warmed(store: Store, now_ms: int, precedence: Sequence[str] = Ledger().prece
     return directory
 
 
-def allocations(store: Store, since_ms: int) -> list[Allocation]:
-    """The newest assertion of every claim that lasts beyond a time, of all sources."""
+def allocations(store: Store, since_ms: int, asserted_ms: int = 0) -> list[Allocation]:
+    """The newest assertion of every claim that lasts beyond a time, of all sources.
+
+    Only of claims that were asserted at `asserted_ms` or later.
+    """
     found = store.query(
         "SELECT site, source, tenant, workload, any(account), node, gpus,"
         " toUnixTimestamp64Milli(from_ts),"
         # In a tuple, since argMax passes over a bare NULL, which here means: until further notice.
         " toUnixTimestamp64Milli(argMax(tuple(until_ts), asserted_at).1 AS until),"
         " toUnixTimestamp64Milli(max(asserted_at)), argMax(share_ppm, asserted_at)"
-        " FROM allocations GROUP BY site, source, tenant, workload, node, gpus, from_ts"
+        " FROM allocations WHERE asserted_at >= fromUnixTimestamp64Milli({asserted:Int64}, 'UTC')"
+        " GROUP BY site, source, tenant, workload, node, gpus, from_ts"
         " HAVING until IS NULL OR until > fromUnixTimestamp64Milli({since:Int64}, 'UTC')",
-        {"since": since_ms},
+        {"since": since_ms, "asserted": asserted_ms},
     ).rows
     return [
         Allocation(

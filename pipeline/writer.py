@@ -29,11 +29,14 @@ from pipeline.records import (
 from pipeline.store import Store
 from pipeline.thin import Thin
 from pipeline.topics import BACKFILL, LANES, SAMPLES, decode_record
+from pipeline.warm import allocations
 
 CLOCK_SUSPECT_MS: Final = 60_000
 LATEST_EVERY_MS: Final = 5_000
 FORGET_EVERY_MS: Final = 3_600_000
 CONTRACTS_EVERY_MS: Final = 30_000
+TOLD_LATE_MS: Final = 3_600_000
+"""How late an allocation may come into the store and still stamp rows before the next start."""
 _LATEST: Final = (
     "gpu", "ts", "node", "site", "tenant", "workload", "flags",
     "power_w", "temp_gpu_c", "util_gpu_pct", "mem_used_mib", "throttle_reasons",
@@ -214,10 +217,17 @@ class Writer:
         return Written(len(batch.records), 0, 0, len(self._bad_records), size)
 
     def _renew_leases(self, now_ms: int) -> None:
-        """Contracts are imported into the store, not sent over the log: look there now and then."""
+        """Contracts are imported into the store, not sent over the log: look there now and then.
+
+        So are allocations where there is no broker, from files and from Slurm's feed.
+        """
         if now_ms - self._leased_ms >= CONTRACTS_EVERY_MS:
             self._leased_ms = now_ms
             self.directory.lease(contract_store.read(self.store))
+            if self.store.embedded:
+                late_ms = now_ms - TOLD_LATE_MS
+                for claim in allocations(self.store, now_ms - HORIZON_MS, late_ms):
+                    self.directory.claim(claim)
 
     def _forget(self, now_ms: int) -> None:
         """Now and then: what no row can need any more, or it would gather for ever."""

@@ -19,9 +19,14 @@ gpus=${SLURM_JOB_GPUS:-}
 [ -n "$gpus" ] || exit 0
 case $job in '' | *[!0-9]*) say "SLURM_JOB_ID is not a number" ;; esac
 case $gpus in *[!0-9,]*) say "SLURM_JOB_GPUS of job $job is not a list of indices" ;; esac
+instances=
 case ${CUDA_VISIBLE_DEVICES:-} in
-# Slurm counts MIG instances, not GPUs: its indices would name the wrong ones.
-*MIG-*) say "job $job has MIG instances, whose GPUs Slurm does not tell" ;;
+*MIG-*)
+	# Slurm counts MIG instances, not GPUs: its indices would name the wrong ones. The agent asks
+	# the driver of which GPUs these are.
+	instances=$CUDA_VISIBLE_DEVICES gpus=
+	case $instances in *[!0-9A-Za-z,/-]*) say "the MIG instances of job $job are no list" ;; esac
+	;;
 esac
 
 mkdir -p "$FOLDER" 2>/dev/null || say "cannot make $FOLDER"
@@ -33,6 +38,7 @@ mkdir -p "$FOLDER" 2>/dev/null || say "cannot make $FOLDER"
 		printf 'account=%s\n' "${SLURM_JOB_ACCOUNT:-}"
 		printf 'user=%s\n' "${SLURM_JOB_USER:-}"
 		printf 'array=%s\n' "${SLURM_ARRAY_JOB_ID:+$SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}"
+		printf 'mig=%s\n' "$instances"
 	} >"$FOLDER/.new" && mv -f "$FOLDER/.new" "$FOLDER/job.$job"
 	IFS=,
 	for gpu in $gpus; do

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents import slurm_files
-from agents.slurm_files import JobFiles, Seen, changes, describe, look
+from agents import slurm_files, slurm_look
+from agents.slurm_files import JobFiles, changes, describe
+from agents.slurm_look import About, Seen, look
 from pipeline.clock import ManualClock
 from pipeline.errors import Unavailable
 from pipeline.records import Allocation
@@ -52,8 +53,9 @@ def test_files_are_gpus_and_lines_are_jobs(folder: Path) -> None:
     about(folder, "7", NOW, "account=TeamA\nuser=ann\narray=_\n")
     seen = look(folder)
     assert seen.gpus == {"7": (0, 1), "8": (0,), "9_2": (3,)}
-    assert seen.about["7"] == ("TeamA", "", NOW)
-    assert seen.about["8"] == ("", "", 0)
+    assert seen.about["7"] == About("TeamA", "", NOW)
+    assert seen.about["8"] == About()
+    assert seen.whole == {"7", "8"}
 
 
 def test_what_is_no_such_file_is_passed_over(folder: Path) -> None:
@@ -76,13 +78,13 @@ def test_a_job_file_that_lies_is_not_believed(folder: Path) -> None:
     about(folder, "7", NOW, "account=a\naccount=b\narray=../../x\nuser=\x00\nnonsense\n")
     assert look(folder).about["7"].name == ""
     about(folder, "7", NOW, "array=9_2\n")
-    assert look(folder).about["7"] == ("", "9_2", NOW)
+    assert look(folder).about["7"] == About("", "9_2", NOW)
 
 
 def test_too_many_files_are_trouble_and_not_a_wait(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_files, "MAX_FILES", 3)
+    monkeypatch.setattr(slurm_look, "MAX_FILES", 3)
     for gpu in range(4):
         (folder / str(gpu)).write_text("7\n")
     with pytest.raises(Unavailable, match="more than 3 files"):
@@ -358,7 +360,7 @@ def test_the_doctor_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     (folder / "0").write_text("7\n")
     folder.chmod(0o777)
     lines = describe(folder, path, tmp_path / "spool")
-    assert f"{folder}: 1 jobs on 1 GPUs now" in lines
+    assert f"{folder}: 1 jobs now, 1 GPUs named" in lines
     assert any("may be written by others" in line for line in lines)
     assert any("job 7 has no job.7 file" in line for line in lines)
 
@@ -420,7 +422,7 @@ def test_an_array_task_has_its_name_where_slurm_tells_it(tmp_path: Path) -> None
         {"SLURM_JOB_ID": "7 8", "SLURM_JOB_GPUS": "0"}, {"SLURM_JOB_GPUS": "../../etc/x"},
         {"SLURM_JOB_GPUS": "$(touch owned)"}, {"SLURM_JOB_GPUS": "0;touch owned"},
         {"SLURM_JOB_GPUS": "*"}, {"SLURM_JOB_GPUS": "0\n1"}, {"SLURM_JOB_GPUS": "0-3"},
-        {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "MIG-4f1c/7/0"},
+        {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "MIG-4f1c,$(touch owned)"},
     ],
 )  # fmt: skip
 def test_an_environment_that_is_not_slurms_writes_nothing(

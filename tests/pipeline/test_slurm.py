@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Reject
-from pipeline.slurm import MAX_NODES, Job, Place, gpu_indices, hosts, read_squeue
+from pipeline.slurm import Job, Place, read_squeue
+from pipeline.slurm_gres import MAX_NODES, gpu_parts, hosts
 from pipeline.slurm_text import read_scontrol
 
 UTC = ZoneInfo("UTC")
@@ -100,19 +101,17 @@ def test_what_is_no_list_of_nodes_is_refused(text: str) -> None:
     ],
 )  # fmt: skip
 def test_gpus_are_those_that_are_named(gres: str, gpus: tuple[int, ...]) -> None:
-    assert gpu_indices(gres) == gpus
+    assert gpu_parts(gres) == (((gpus, 0),) if gpus else ())
 
 
 @pytest.mark.parametrize(
     ("gres", "reason"),
     [
         ("gpu:h100:2", "does not tell which"),
-        ("gpu:ampere:8(IDX:0-3)", "says 8 GPUs and names 4"),
+        ("gpu:ampere:8(IDX:0-3)", "says 8 and names 4"),
         ("gpu:h100:1(S:0)", "does not tell which"),
         ("gpu:a100_1g.5gb:1(IDX:3)", "MIG"),
         ("gpu:1g.10gb:2(IDX:0-1)", "MIG"),
-        ("shard:h100:2(1/4,1/4)", "part of a GPU"),
-        ("mps:100(IDX:0)", "part of a GPU"),
         ("gpu:h100:1(IDX:70000)", "beyond"),
         ("gpu:h100:1(IDX:0-99999999)", "no list"),
         ("gpu:h100:1(IDX:x)", "no list"),
@@ -121,7 +120,7 @@ def test_gpus_are_those_that_are_named(gres: str, gpus: tuple[int, ...]) -> None
 )
 def test_gpus_that_are_not_told_are_never_guessed(gres: str, reason: str) -> None:
     with pytest.raises(Reject, match=re.escape(reason)):
-        gpu_indices(gres)
+        gpu_parts(gres)
 
 
 # -- squeue --json -------------------------------------------------------------------------------
@@ -279,7 +278,7 @@ def test_hosts_are_bounded(text: str) -> None:
 @given(st.text(alphabet="gpu:h10(IDX-),S/", max_size=40))
 def test_indices_of_junk(text: str) -> None:
     try:
-        assert all(0 <= gpu <= 0xFFFF for gpu in gpu_indices(text))
+        assert all(0 <= gpu <= 0xFFFF for part in gpu_parts(text) for gpu in part.gpus)
     except Reject:
         return
 
@@ -390,7 +389,7 @@ def test_every_capture_of_scontrol_is_read_or_refused_with_a_reason(captures: Pa
                 for j in listing.jobs]  # fmt: skip
         gpus += [f"{r.what}! {r.reason}" for r in listing.refused]
         found[path.stem.removeprefix("gcm_scontrol_out_")] = gpus
-    contradicts = "'gpu:ampere:8(IDX:{})' says 8 GPUs and names {}"
+    contradicts = "'gpu:ampere:8(IDX:{})' says 8 and names {}"
     assert found == {
         "all_gpus": ["30185_28:8"],
         "main_array_job": [

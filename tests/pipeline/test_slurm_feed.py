@@ -15,9 +15,11 @@ from pipeline import rows
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.errors import Refuse, Retry
 from pipeline.records import Allocation
+from pipeline.settings import Slurm
 from pipeline.slurm import Job, Listing, Place, Refused
 from pipeline.slurm_feed import SLACK_MS, Feed, key_of, restore
-from pipeline.slurm_run import Commands, Exporter, Options, StoreOutlet, TopicOutlet, read_seen, run
+from pipeline.slurm_outlets import StoreBooks, TopicOutlet
+from pipeline.slurm_run import Commands, Exporter, read_seen, run
 from pipeline.store import Store
 from pipeline.topics import ALLOCATIONS, decode_record
 from pipeline.web import Web
@@ -228,12 +230,13 @@ def test_gpus_that_squeue_does_not_tell_are_asked_of_scontrol(site: Site) -> Non
 def test_what_scontrol_cannot_tell_either_is_asked_once_and_never_guessed(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mig = record("7", gres_detail=["gpu:1g.10gb:1(IDX:3)"])
-    assert site.poll(mig) == site.poll(mig) == []
-    assert site.slurm.asked == ["7"]
-    assert "job 7 from" in caplog.text
+    vague = record("7", gres_detail=["gpu:h100:2"])
+    mig = record("8", gres_detail=["gpu:1g.10gb:1(IDX:3)"])
+    assert site.poll(vague, mig) == site.poll(vague, mig) == []
+    assert site.slurm.asked == ["7"], "of MIG instances it knows no more"
+    assert caplog.text.count("job 7 from") == caplog.text.count("job 8 from") == 1
     assert "MIG" in caplog.text
-    assert site.feed.stats.unsure == 1
+    assert site.feed.stats.unsure == 2
 
 
 def test_a_job_that_was_sure_is_not_ended_by_doubt(site: Site) -> None:
@@ -354,7 +357,7 @@ def test_the_last_word_has_the_latest_time_of_assertion(site: Site) -> None:
 
 def test_a_restart_from_the_store_goes_on_where_it_was(store: Store) -> None:
     site = Site()
-    outlet = StoreOutlet(store, site.clock)
+    outlet = StoreBooks(store, site.clock)
     site.feed = Feed("lab", site.slurm, outlet, site.clock)
     wide = record("8", nodes="n[1-2]", gres_detail=["gpu:h100:2(IDX:0-1)"] * 2, account="B")
     site.poll(record("7"), wide, record("9_2", "2-3"))
@@ -365,7 +368,7 @@ def test_a_restart_from_the_store_goes_on_where_it_was(store: Store) -> None:
     ]
     for table, block in rows.by_table(others, 1).items():
         store.insert(table, block)
-    known, asserted_ms = restore(store, "lab")
+    known, asserted_ms = restore(StoreBooks(store, ManualClock()).ask, "lab")
     assert known == site.feed.known
     assert len(known) == 3
     assert asserted_ms == site.clock.ms
@@ -374,8 +377,10 @@ def test_a_restart_from_the_store_goes_on_where_it_was(store: Store) -> None:
     site.poll(over("7", NOW + 15), wide, over("9_2", NOW + 28))
     assert again.stats.begun == 0
     assert again.stats.ends == {"told": 1}
-    assert set(restore(store, "lab")[0]) == {key for key in known if key.workload == "8"}
-    assert restore(store, "nowhere") == ({}, 0)
+    assert set(restore(StoreBooks(store, ManualClock()).ask, "lab")[0]) == {
+        key for key in known if key.workload == "8"
+    }
+    assert restore(StoreBooks(store, ManualClock()).ask, "nowhere") == ({}, 0)
 
 
 def test_saying_it_again_changes_nothing_in_the_store(store: Store) -> None:
@@ -383,7 +388,7 @@ def test_saying_it_again_changes_nothing_in_the_store(store: Store) -> None:
     site.slurm.records = [record("7")]
     site.feed.poll()
     claims = list(site.feed.pending.values())
-    outlet = StoreOutlet(store, site.clock)
+    outlet = StoreBooks(store, site.clock)
     outlet.put(claims)
     outlet.put(claims)
     assert store.query("SELECT count() FROM allocations FINAL").rows == [(1,)]
@@ -514,7 +519,7 @@ def script(path: Path, body: str) -> str:
 def test_a_command_is_asked_in_utc_and_without_the_shells_filters(tmp_path: Path) -> None:
     echo = script(tmp_path / "squeue", 'echo "$TZ $LC_ALL [$SQUEUE_STATES] $*"')
     env = dict(os.environ) | {"SQUEUE_STATES": "PD", "TZ": "Asia/Kolkata"}
-    assert Commands(Options(squeue=echo), env).squeue() == b"UTC C [] --all --states=all --json\n"
+    assert Commands(Slurm(squeue=echo), env).squeue() == b"UTC C [] --all --states=all --json\n"
 
 
 @pytest.mark.parametrize(
@@ -532,7 +537,7 @@ def test_a_command_is_asked_in_utc_and_without_the_shells_filters(tmp_path: Path
 def test_a_command_that_fails_or_hangs_is_one_sentence(
     tmp_path: Path, body: str, sentence: str
 ) -> None:
-    commands = Commands(Options(squeue=script(tmp_path / "squeue", body), timeout_s=0.5))
+    commands = Commands(Slurm(squeue=script(tmp_path / "squeue", body), timeout_s=0.5))
     begun_s = SystemClock().monotonic_s()
     with pytest.raises(Retry, match=sentence) as caught:
         commands.squeue()
@@ -543,7 +548,7 @@ def test_a_command_that_fails_or_hangs_is_one_sentence(
 def test_a_command_that_hangs_leaves_no_child_behind(tmp_path: Path) -> None:
     body = f"sleep 60 & echo $! >{tmp_path}/pid; wait"
     with pytest.raises(Retry):
-        Commands(Options(squeue=script(tmp_path / "squeue", body), timeout_s=1)).squeue()
+        Commands(Slurm(squeue=script(tmp_path / "squeue", body), timeout_s=1)).squeue()
     child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     deadline_s = SystemClock().monotonic_s() + 10
     while child.exists() and ") Z " not in child.read_text():
@@ -553,17 +558,17 @@ def test_a_command_that_hangs_leaves_no_child_behind(tmp_path: Path) -> None:
 
 def test_a_command_that_is_missing_is_one_sentence() -> None:
     with pytest.raises(Retry, match="cannot run no-such-squeue: No such file"):
-        Commands(Options(squeue="no-such-squeue")).squeue()
+        Commands(Slurm(squeue="no-such-squeue")).squeue()
 
 
 def test_no_such_job_is_an_answer_and_trouble_is_none(tmp_path: Path) -> None:
     gone = script(
         tmp_path / "gone", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
     )
-    assert Commands(Options(scontrol=gone)).job("7") is None
+    assert Commands(Slurm(scontrol=gone)).job("7") is None
     away = script(tmp_path / "away", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
     with pytest.raises(Retry):
-        Commands(Options(scontrol=away)).job("7")
+        Commands(Slurm(scontrol=away)).job("7")
 
 
 # -- the loop ------------------------------------------------------------------------------------
@@ -574,30 +579,38 @@ def listing_of(path: Path, *records: dict[str, object]) -> str:
     return script(path, f"cat {path.with_suffix('.json')}")
 
 
+def once(
+    store: Store, clock: ManualClock, settings: Slurm,
+    say: Callable[[str], None] = print, *, dry_run: bool = False,
+) -> int:  # fmt: skip
+    books, stop = StoreBooks(store, clock), threading.Event()
+    return run("lab", settings, books, None, stop, clock, say, once=True, dry_run=dry_run)
+
+
 def test_once_asserts_and_remembers(store: Store, tmp_path: Path) -> None:
     clock = ManualClock(NOW * 1000)
     seen = str(tmp_path / "seen")
-    options = Options(squeue=listing_of(tmp_path / "squeue", record("7")), seen=seen, once=True)
-    assert run("lab", options, store, None, threading.Event(), clock, print) == 0
+    settings = Slurm(squeue=listing_of(tmp_path / "squeue", record("7")), seen=seen)
+    assert once(store, clock, settings) == 0
     assert read_seen(seen) == clock.ms
-    assert len(restore(store, "lab")[0]) == 1
+    assert len(restore(StoreBooks(store, ManualClock()).ask, "lab")[0]) == 1
 
 
 def test_a_dry_run_says_and_changes_nothing(store: Store, tmp_path: Path) -> None:
     lines: list[str] = []
     seen = tmp_path / "seen"
     squeue_ = listing_of(tmp_path / "squeue", record("7"))
-    options = Options(squeue=squeue_, seen=str(seen), once=True, dry_run=True)
-    run("lab", options, store, None, threading.Event(), ManualClock(), lines.append)
+    settings = Slurm(squeue=squeue_, seen=str(seen))
+    once(store, ManualClock(), settings, lines.append, dry_run=True)
     assert '"workload":"7"' in lines[0]
-    assert restore(store, "lab") == ({}, 0)
+    assert restore(StoreBooks(store, ManualClock()).ask, "lab") == ({}, 0)
     assert not seen.exists()
 
 
 def test_once_fails_where_slurm_fails(store: Store) -> None:
     lines: list[str] = []
-    options = Options(squeue="no-such-squeue", once=True)
-    assert run("lab", options, store, None, threading.Event(), ManualClock(), lines.append) == 1
+    settings = Slurm(squeue="no-such-squeue", seen="")
+    assert once(store, ManualClock(), settings, lines.append) == 1
     assert lines == ["squeue: cannot run no-such-squeue: No such file or directory"]
 
 
@@ -607,30 +620,26 @@ def test_a_feed_away_for_an_hour_ends_forgotten_jobs_when_they_were_last_seen(
     """The remembered time outlives the process; the assertions alone would say: at the beginning."""
     clock, seen = ManualClock(NOW * 1000), str(tmp_path / "seen")
     scontrol = script(tmp_path / "scontrol", "echo 'Invalid job id specified' >&2; exit 1")
-    there = Options(squeue=listing_of(tmp_path / "a", record("7")), seen=seen, once=True)
+    there = Slurm(squeue=listing_of(tmp_path / "a", record("7")), seen=seen)
     for _ in range(3):
-        run("lab", there, store, None, threading.Event(), clock, print)
+        once(store, clock, there)
         clock.advance(1000)
     clock.advance(3600)
-    gone = Options(squeue=listing_of(tmp_path / "b"), scontrol=scontrol, seen=seen, once=True)
-    run("lab", gone, store, None, threading.Event(), clock, print)
+    once(store, clock, Slurm(squeue=listing_of(tmp_path / "b"), scontrol=scontrol, seen=seen))
     ended = store.query("SELECT toUnixTimestamp(max(until_ts)) FROM allocations").rows
     assert ended == [(NOW + 2000,)]
 
 
 def test_nonsense_is_refused(store: Store) -> None:
-    stop = threading.Event()
     with pytest.raises(Refuse, match="period_s"):
-        run("lab", Options(period_s=0), store, None, stop, ManualClock(), print)
-    with pytest.raises(Refuse, match="nowhere to put"):
-        run("lab", Options(), None, None, stop, ManualClock(), print)
+        once(store, ManualClock(), Slurm(period_s=0))
 
 
 def test_the_loop_goes_on_after_trouble_and_stops_when_told(store: Store, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     body = f"[ -e {flag} ] || {{ touch {flag}; exit 1; }}; cat {tmp_path}/ok.json"
     listing_of(tmp_path / "ok", record("7"))
-    options = Options(squeue=script(tmp_path / "squeue", body), listen="")
+    settings = Slurm(squeue=script(tmp_path / "squeue", body), listen="", seen="")
 
     class Stopping(ManualClock):
         """Stops the loop at the third wait."""
@@ -642,9 +651,10 @@ def test_the_loop_goes_on_after_trouble_and_stops_when_told(store: Store, tmp_pa
             return super().wait(event, timeout_s) or self.waits == 3
 
     clock = Stopping(NOW * 1000)
-    assert run("lab", options, store, None, threading.Event(), clock, print) == 0
+    books = StoreBooks(store, clock)
+    assert run("lab", settings, books, None, threading.Event(), clock, print) == 0
     assert clock.waits == 3
-    assert len(restore(store, "lab")[0]) == 1
+    assert len(restore(StoreBooks(store, ManualClock()).ask, "lab")[0]) == 1
 
 
 def test_what_the_feed_says_of_itself(site: Site) -> None:

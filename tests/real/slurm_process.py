@@ -6,8 +6,9 @@ import sys
 import threading
 
 from pipeline.clock import SystemClock
-from pipeline.settings import ClickHouse
-from pipeline.slurm_run import Options, run
+from pipeline.settings import ClickHouse, Slurm
+from pipeline.slurm_outlets import StoreBooks
+from pipeline.slurm_run import run
 from pipeline.store import open_store
 
 
@@ -17,9 +18,11 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     store = open_store(ClickHouse(data=given["data"]))
-    options = Options(period_s=1, seen=given["seen"], listen="", timeout_s=20)
+    settings = Slurm(period_s=1, seen=given["seen"], listen="", timeout_s=20)
+    clock = SystemClock()
     print("running", flush=True)
-    code = run(given["site"], options, store, None, stop, SystemClock(), print)
+    books = StoreBooks(store, clock)
+    code = run(given["site"], settings, books, None, stop, clock, print)
     store.close()
     return code
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from agents.slurm_files import look
+from agents.slurm_look import look
 from deploy.slurm_cluster import GPUS, SlurmCluster
 from pipeline import rows
 from pipeline.clock import SystemClock
 from pipeline.ledger.claims import load
 from pipeline.records import Gpu, Inventory, id64
-from pipeline.settings import ClickHouse, Ledger
+from pipeline.settings import ClickHouse, Ledger, Slurm
 from pipeline.slurm import read_squeue
 from pipeline.slurm_run import Commands
 from pipeline.store import open_store
@@ -200,7 +200,7 @@ def test_slurm_and_the_node_agree_on_two_jobs_of_one_node(cluster: SlurmCluster)
     witness = Witness(cluster)
     jobs = [cluster.submit(60, gpus, "-A", "teamA") for gpus in (1, 2)]
     told = {job: witness.runs(job)["idx"] for job in jobs}
-    commands = Commands(env=os.environ | cluster.env)
+    commands = Commands(Slurm(), os.environ | cluster.env)
     listed = {j.name: j for j in read_squeue(commands.squeue()).jobs}
     files = look(cluster.jobs)
     for job in jobs:
@@ -209,7 +209,7 @@ def test_slurm_and_the_node_agree_on_two_jobs_of_one_node(cluster: SlurmCluster)
         (one,) = detailed.jobs
         assert one.places == listed[job].places
         assert one.from_ms == listed[job].from_ms
-        ((_, gpus),) = one.places
+        ((_, gpus, _),) = one.places
         first, _, last = told[job].partition("-")
         assert gpus == tuple(range(int(first), int(last or first) + 1)) == files.gpus[job]
         assert files.about[job].account == "teama"
@@ -221,12 +221,11 @@ def test_slurm_and_the_node_agree_on_two_jobs_of_one_node(cluster: SlurmCluster)
 def test_a_dead_controller_ends_nothing(cluster: SlurmCluster, tmp_path: Path) -> None:
     """While slurmctld is away squeue fails, in time, and with a sentence."""
     from pipeline.errors import Retry
-    from pipeline.slurm_run import Options
 
     pid = int((cluster.folder / "run/slurmctld.pid").read_text())
     os.kill(pid, 15)
     until("it ended", lambda: not Path(f"/proc/{pid}").exists())
-    commands = Commands(Options(timeout_s=3), os.environ | cluster.env)
+    commands = Commands(Slurm(timeout_s=3), os.environ | cluster.env)
     begun_s = SystemClock().monotonic_s()
     with pytest.raises(Retry, match=r"^squeue (failed|did not answer)"):
         commands.squeue()
