@@ -3,17 +3,17 @@
 from typing import Final
 
 from dashboards.panel import BAD, GOOD, WARN, Annotation
+from dashboards.sql import ALERT_PLACE
 
 ALERTS: Final = Annotation(
     name="Alerts",
-    sql="""
-SELECT at AS time,
-    concat(rule, ' ', toString(state), if(labels IN ('', '{}'), '', concat(' ', labels))) AS text
+    sql=f"""
+SELECT at AS time, trim(concat(rule, ' ', toString(state), ' ', {ALERT_PLACE})) AS text
 FROM alert_history
 WHERE $__timeFilter_ms(at) AND state IN ('firing', 'resolved')
 ORDER BY at DESC
 LIMIT 200
-""",
+""",  # noqa: S608
     color=BAD,
 )
 """Alerts as they begin and end, of all sites: their history has no column for it."""

@@ -80,3 +80,9 @@ def asserted(where: str = "1") -> str:
 def tenant_name(key: str) -> str:
     """The name of a tenant's id, of `tenants AS t` that was joined on it; the id in hex without one."""
     return f"if(t.name = '', leftPad(lower(hex({key})), 16, '0'), t.name)"
+
+
+ALERT_PLACE: Final = """arrayStringConcat(arrayFilter(text -> text != '', arrayMap(
+        name -> JSONExtractString(labels, name),
+        ['site', 'hall', 'rack', 'pdu', 'node', 'gpu', 'meter', 'tenant', 'workload'])), ' ')"""
+"""What an alert's labels name, from the largest to the smallest; names say what they are of."""

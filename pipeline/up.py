@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -211,6 +212,13 @@ def _summary(store: Store, counted: Counted, before: int) -> dict[str, object]:
     }
 
 
+def settled(seconds: Sequence[queries.Power]) -> queries.Power | None:
+    """The newest that is as complete as any of them: what is dark never comes, the rest still may."""
+    best = max((second.coverage or 0 for second in seconds), default=0)
+    whole = [second for second in seconds if (second.coverage or 0) >= COMPLETE * best]
+    return whole[-1] if whole else None
+
+
 class _Display:
     """One live block on a terminal, one log line per interval elsewhere."""
 
@@ -264,19 +272,16 @@ class _Display:
         print(up + "\n".join(f"{line}\x1b[K" for line in lines), file=sys.stderr, flush=True)
         self._height = len(lines)
 
-    def _seconds(self) -> tuple[list[queries.Power], list[queries.Power]]:
-        """The newest seconds, and those of them that are complete."""
+    def _seconds(self) -> list[queries.Power]:
+        """The newest of them, in order."""
         until = self._counted.newest_ms + 1000
-        found = queries.power(self._store, until - 15_000, until, 1, "site")
-        return found, [p for p in found if p.coverage is not None and p.coverage >= COMPLETE]
+        return queries.power(self._store, until - 15_000, until, 1, "site")
 
     def _has_whole_second(self) -> bool:
-        return bool(self._seconds()[1])
+        return any((second.coverage or 0) >= COMPLETE for second in self._seconds())
 
     def _facts(self) -> list[tuple[str, str]]:
-        found, whole = self._seconds()
-        candidates = whole or found
-        now = candidates[-1] if candidates else None
+        now = settled(self._seconds())
         self._shown_ms = now.ts_ms if now else 0
         then_s, rows_then = self._rows
         now_s, rows = self._clock.monotonic_s(), self._service.ingest.totals.rows

@@ -4,7 +4,7 @@ from typing import Final
 
 from dashboards.annotations import ALERTS
 from dashboards.panel import BAD, Page, Panel
-from dashboards.sql import SITE_VARIABLE
+from dashboards.sql import ALERT_PLACE, SITE_VARIABLE
 
 _ALIVE: Final = "(SELECT max(saved_at) FROM alert_state FINAL WHERE rule = '')"
 _ASKED: Final = "(labels = '' OR JSONExtractString(labels, 'site') IN ('', {name}))".format(
@@ -40,7 +40,7 @@ page stands for are listed too, with its name under folded. No data: nothing is 
 runs (see Alerts now).""",
     sql=f"""
 SELECT severity, state, rule, toDateTime(intDiv(active_ms, 1000), 'UTC') AS since,
-    JSONExtractString(annotations, 'summary') AS summary, labels AS where,
+    JSONExtractString(annotations, 'summary') AS summary, {ALERT_PLACE} AS where,
     JSONExtractString(annotations, 'runbook') AS runbook
 FROM ({_STATES})
 ORDER BY indexOf(['page', 'ticket', 'info'], severity), state = 'pending', active_ms DESC
@@ -58,7 +58,7 @@ STORY: Final = Panel(
 range.""",
     sql=f"""
 SELECT at, toString(state) AS became, severity, rule, value,
-    JSONExtractString(annotations, 'summary') AS summary, labels AS where
+    JSONExtractString(annotations, 'summary') AS summary, {ALERT_PLACE} AS where
 FROM alert_history
 WHERE $__timeFilter_ms(at) AND {_ASKED}
 ORDER BY at DESC

@@ -221,7 +221,7 @@ SELECT if(known > 0, (known - active) / 3600000, NULL) AS idle,
     {", ".join(f"{name} / 3600000 AS `{title}`" for name, title in _CAUSES)}
 FROM sums WHERE quarters > 0 AND measured > 0
 """,
-    unit="h",
+    unit="suffix:h",
     decimals=1,
     width=6,
     height=6,
@@ -330,7 +330,7 @@ GPU_HOURS: Final = Panel(
     description=f"""Provisional: measured GPU-hours. {_BUCKETS} GPU-hours held, measured or not. No data:
 nothing was measured, or no quarter is closed.""",
     sql=_by_bucket("sum(dt_ms) / 3600000", "sum(allocated_ms) / 3600000"),
-    unit="h",
+    unit="suffix:h",
     min=0,
 )
 
