@@ -1,4 +1,4 @@
-"""The site that the simulator plays: where nodes stand, who leases them, what runs, what fails.
+"""The site that the simulator plays: where nodes stand, who leases them, what runs.
 
 Chance comes from random.Random over (seed, what, which), so that a job or a lease is the same
 however often the simulator was asked in between.
@@ -8,15 +8,14 @@ import hashlib
 import heapq
 import math
 import random
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, cast, get_args
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from pipeline.errors import Refuse
+from agents.faults import Scope
 from pipeline.records import Allocation, Gpu, Inventory, Record
 from pipeline.wire import LAYOUT
 
@@ -53,47 +52,7 @@ SHAPES: Final = ((256, 4, 4, 2), (4096, 4, 8, 4), (1 << 31, 8, 16, 8))
 """Sites of up to so many nodes have so many nodes a rack, racks a row, rows a hall."""
 RACKS_PER_PDU: Final = 2
 
-FaultKind = Literal[
-    "xid", "gpu_lost", "hot_gpu", "link_errors", "ecc", "rack_loss", "node_down", "energy_reset",
-    "frozen",
-]  # fmt: skip
-KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
-MOMENTS: Final = ("xid", "energy_reset")
-"""Faults that are over as soon as they have happened."""
-AWAY: Final = ("gpu_lost", "node_down", "rack_loss")
-"""Faults during which there is nothing to read."""
-EVENTS: Final[dict[FaultKind, tuple[tuple[str, int], ...]]] = {
-    "gpu_lost": (("xid", 79), ("gpu_lost", 0)),
-    "link_errors": (("xid", 74),),
-    "ecc": (("xid", 94), ("xid", 63)),
-    "energy_reset": (("driver_reload", 0),),
-}
-"""Kind and code of the events that a node sends. With its node or rack, the agent is gone too."""
-RANDOM_FAULTS: Final[tuple[tuple[float, FaultKind, int, int], ...]] = (
-    (1000, "xid", 31, 0),
-    (800, "xid", 13, 0),
-    (500, "xid", 43, 0),
-    (300, "xid", 45, 0),
-    (150, "ecc", 0, 3600),
-    (100, "gpu_lost", 0, 1800),
-    (100, "link_errors", 0, 600),
-    (50, "hot_gpu", 0, 900),
-    (10, "node_down", 0, 600),
-    (10, "energy_reset", 0, 0),
-    (2, "frozen", 0, 300),
-    (0.5, "rack_loss", 0, 900),
-)
-"""How often per million GPUs and day, what, which XID, for how many seconds."""
-MAX_RANDOM_FAULTS: Final = 100  # in one step
-
-
 VOLATILE: Final = ("ecc_corrected_volatile", "ecc_uncorrected_volatile")
-ECC_COUNTERS: Final = (
-    "ecc_uncorrected_volatile", "ecc_uncorrected_aggregate", "remap_uncorrected_rows",
-)  # fmt: skip
-LINK_ERRORS_PER_S: Final = {
-    "nvlink_crc_errors": 40, "nvlink_replay_errors": 5, "nvlink_recovery_errors": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +102,17 @@ def place(node: int, nodes: int) -> Place:
     )
 
 
+def around(scope: Scope, node: int, nodes: int) -> range:
+    """Numbers of the nodes of what a node stands in, of a site of so many; by itself, it alone."""
+    per_rack, racks, rows = shape(nodes)
+    width = {
+        "rack": per_rack, "pdu": RACKS_PER_PDU * per_rack, "hall": per_rack * racks * rows,
+        "site": nodes,
+    }.get(scope, 1)  # fmt: skip
+    first = node // width * width
+    return range(first, min(first + width, nodes))
+
+
 def gpu_uuid(site: str, seed: int, position: int) -> str:
     """The UUID of the GPU at a position of the reading."""
     digest = hashlib.sha256(f"{site}/{seed}/{position}".encode()).digest()
@@ -167,82 +137,6 @@ def describe(
         site=site, node=at.node, from_ms=from_ms, hall=at.hall, row=at.row, rack=at.rack,
         pdu=at.pdu, gpus=gpus, layout=_LAYOUT, source=SOURCE, driver_version=DRIVER,
     )  # fmt: skip
-
-
-_FAULT: Final = re.compile(
-    r"(?P<kind>[a-z_]+)(=(?P<code>\d{1,5}))?(:(?P<gpu>\d{1,9}))?(@(?P<after_s>\d{1,9}))?"
-    r"(\+(?P<for_s>\d{1,9}))?", re.ASCII
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something goes wrong with the GPU at position `gpu` of the reading, or around it.
-
-    A node or rack fault hits the node or rack that holds that GPU. `code` is the XID of kind
-    "xid". It begins when the site has run for `after_s` seconds and lasts for `for_s`, or until it
-    is cleared, unless it is one of MOMENTS.
-    """
-
-    kind: FaultKind
-    gpu: int = 0
-    code: int = 31
-    for_s: float | None = None
-    after_s: float = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "Fault":
-        """From KIND[=XID][:GPU][@SECONDS][+SECONDS], as rack_loss:16@60+300. Raises Refuse."""
-        found = _FAULT.fullmatch(text)
-        if (
-            found is None
-            or found["kind"] not in KINDS
-            or (found["code"] and found["kind"] != "xid")
-        ):
-            raise Refuse(
-                f"--fault {text!r} is not KIND[:GPU][@AFTER_S][+FOR_S], as rack_loss@60+300 or "
-                f"xid=79:12@30: kinds are {', '.join(KINDS)}"
-            )
-        return cls(
-            cast("FaultKind", found["kind"]), int(found["gpu"] or 0), int(found["code"] or 31),
-            float(found["for_s"]) if found["for_s"] else None, float(found["after_s"] or 0),
-        )  # fmt: skip
-
-    def span(self, nodes: int, gpus_per_node: int) -> slice:
-        """Positions of the GPUs that it touches."""
-        width = {
-            "node_down": gpus_per_node,
-            "energy_reset": gpus_per_node,
-            "rack_loss": gpus_per_node * shape(nodes)[0],
-        }.get(self.kind, 1)
-        first = self.gpu // width * width
-        return slice(first, min(first + width, nodes * gpus_per_node))
-
-    def check(self, gpus: int) -> None:
-        """Raise Refuse unless it can happen to a site of so many GPUs."""
-        if self.kind not in KINDS or not 0 <= self.gpu < gpus:
-            raise Refuse(
-                f"simulator: no fault {self.kind!r} of GPU {self.gpu}: kinds are "
-                f"{', '.join(KINDS)}, GPUs 0 to {gpus - 1}"
-            )
-
-    def told(self) -> tuple[tuple[str, int], ...]:
-        """Kind and code of the events that the node sends."""
-        return (("xid", self.code),) if self.kind == "xid" else EVENTS.get(self.kind, ())
-
-
-def draw_faults(seed: int, step: int, gpus: int, dt_s: float) -> list[Fault]:
-    """What goes wrong by itself during a step: RANDOM_FAULTS as a Poisson process."""
-    chance = random.Random(f"{seed}/fault/{step}")  # noqa: S311
-    rates = [rate for rate, *_ in RANDOM_FAULTS]
-    expected = sum(rates) * 1e-6 * gpus * dt_s / DAY_S
-    out: list[Fault] = []
-    at = chance.expovariate(expected)
-    while at < 1 and len(out) < MAX_RANDOM_FAULTS:
-        _, kind, code, for_s = chance.choices(RANDOM_FAULTS, rates)[0]
-        out.append(Fault(kind, chance.randrange(gpus), code, for_s))
-        at += chance.expovariate(expected)
-    return out
 
 
 class Slot(NamedTuple):
@@ -305,6 +199,11 @@ def draw_job(kind: int, since_s: float, chance: random.Random) -> Job:
     )
 
 
+def stray_job(seed: int, start_ms: int) -> Job:
+    """What runs where nobody was given anything."""
+    return draw_job(TRAINS, start_ms / 1000, random.Random(f"{seed}/stray"))  # noqa: S311
+
+
 class Schedule:
     """Which job runs in which slot since when; `changed` names slots that nobody has looked at."""
 
@@ -318,6 +217,13 @@ class Schedule:
         self._turn = [int(number > 0 and idle) for number, idle in enumerate(late)]
         self._open: list[list[Allocation]] = [[] for _ in self.slots]
         self._due = [(start_ms, number) for number in range(len(self.slots))]  # a heap
+
+    def around(self, scope: Scope, node: int) -> range:
+        """Numbers of the nodes of what a node stands in, or of the job that it runs."""
+        for slot in self.slots if scope == "job" else ():
+            if slot.first <= node < slot.first + slot.nodes:
+                return range(slot.first, slot.first + slot.nodes)
+        return around(scope, node, self._nodes)
 
     def advance(self, now_ms: int) -> list[Record]:
         """End and start what is due, in order of time; the allocations that say so."""

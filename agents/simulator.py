@@ -6,6 +6,8 @@ those that nobody read, so up to MAX_STEPS missed ticks leave no trace but the w
 contract asks for. A longer gap is one long step under the jobs of its beginning: temperatures and
 counters stay plausible, but differ from those of an unbroken run. The model is in physics.py.
 
+Faults are data (faults.py), and arrays while they are in force (struck.py).
+
 Null by design, as on the real boards: module power (no Grace), fan (SXM), retired pages (Hopper
 remaps rows). A GPU that is gone has dt_ms = 0 and null everywhere, and comes back with counters
 that began again, thus with one row of null deltas. A frozen GPU repeats its values, and its energy
@@ -14,13 +16,15 @@ counter stands still; the meters go on.
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
-from agents import fleet, physics
-from agents.fleet import Fault, FaultKind, place
+from agents import fleet, physics, struck
+from agents.faults import Fault, draw_faults
+from agents.fleet import place
 from agents.physics import Column
 from agents.source import Reading
 from pipeline.catalog import FAST, FAST_BY_NAME, SLOW
@@ -50,7 +54,7 @@ H200_SHARE: Final = 0.25
 
 NULL_SLOW: Final = ("fan_pct", "retired_pages_sbe", "retired_pages_dbe", "retired_pages_pending")
 CONSTANT: Final = {
-    "flags": 0, "pstate": 0, "throttle_sync_boost_ms": 0, "throttle_power_brake_ms": 0,
+    "flags": 0, "pstate": 0, "throttle_sync_boost_ms": 0,
     "module_power_w": FAST_BY_NAME["module_power_w"].null_code,
 }  # fmt: skip
 DELTAS: Final = tuple(m.name for m in FAST if m.kind == "delta")
@@ -70,7 +74,7 @@ class SimulatorSource:
     """A site of `nodes` nodes behind agents.source.Source.
 
     The same seed, `start_ms` (UTC, by default the machine's clock) and ticks give the same readings
-    and records; `random_faults` lets fleet.RANDOM_FAULTS happen. Raises Refuse on a number that
+    and records; `random_faults` lets faults.RANDOM_FAULTS happen. Raises Refuse on a number that
     makes no site.
     """
 
@@ -103,20 +107,23 @@ class SimulatorSource:
         self._records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self.records_dropped = 0
         self._due: list[Fault] = []
-        self._active: dict[Fault, int | None] = {}  # until when; None: until cleared
+        self._active: dict[Fault, tuple[int, int | None]] = {}  # since, until; None: until cleared
         self._schedule = fleet.Schedule(site, nodes, seed, self._start_ms)
         slots = self._schedule.slots
-        self._work = physics.no_work(len(slots) + 1)  # the last slot is nobody's
-        self._slot = np.full(self._gpus, len(slots), np.intp)
+        # Two more slots: nobody's, and that of work which no allocation names.
+        self._nobody, self._stray = len(slots), len(slots) + 1
+        self._work = physics.no_work(len(slots) + 2)
+        physics.put(self._work, self._stray, fleet.stray_job(seed, self._start_ms))
+        self._slot = self._home = np.full(self._gpus, self._nobody, np.intp)
         for number, slot in enumerate(slots):
             first = slot.first * gpus_per_node
-            self._slot[first : first + slot.nodes * gpus_per_node] = number
+            self._home[first : first + slot.nodes * gpus_per_node] = number
         self._hall = np.array([fleet.hall_of(node, nodes) for node in range(nodes)])
         # One epoch for the whole site: counters of a node that restart show as null deltas.
         self.boot_epoch = self.driver_epoch = id64(site, f"{seed}/{self._start_ms}") & 0xFFFFFFFF
         self._build(np.random.default_rng((seed, 4)))
         self._say(self._schedule.advance(self._start_ms))
-        self._reassign()
+        self._reassign(self._start_ms)
 
     def _build(self, rng: np.random.Generator) -> None:
         gpus = self._gpus
@@ -138,11 +145,13 @@ class SimulatorSource:
         self._health["pcie_replays"][:] = rng.poisson(0.1, gpus)
         storage = {c.name: f"<{c.storage}" for c in LAYOUT.fast}
         self._constant = {n: np.full(gpus, v, storage[n]) for n, v in CONSTANT.items()}
+        self._no_ms = np.zeros(gpus, "<u4")
         self._fresh = np.zeros(gpus, np.bool_)  # counters began again since the last row
-        self._away = np.zeros(gpus, np.bool_)
-        self._was_away = self._away
+        self._effects = struck.effects((), gpus)
+        self._was_away = self._effects.away
         self._seen = np.zeros(gpus, np.bool_)
         self._held: dict[int, dict[str, int]] = {}  # what frozen GPUs keep saying
+        self._stuck: dict[str, float] = {}  # what stuck meters keep saying, in watts
         self._redraw()
 
     def _model(self, what: str, storage: str) -> Column:
@@ -168,7 +177,7 @@ class SimulatorSource:
     def clear(self, fault: Fault) -> None:
         """End a fault at the next tick, if it is in force."""
         if fault in self._active:
-            self._active[fault] = 0
+            self._active[fault] = (self._active[fault][0], 0)
 
     def close(self) -> None:
         """Stop: reading is then an error."""
@@ -206,73 +215,72 @@ class SimulatorSource:
         return self._reading(min(periods, 2) * period_ms, known=not new and periods <= 2)
 
     def _happen(self, start_ms: int, end_ms: int) -> None:
-        over = [f for f, until in self._active.items() if until is not None and until <= start_ms]
+        over = [f for f, (_, end) in self._active.items() if end is not None and end <= start_ms]
         for fault in over:
             del self._active[fault]
         due = [f for f in self._due if self._start_ms + f.after_s * 1000 <= end_ms]
         self._due = [f for f in self._due if f not in due]
         if self._random_faults:
             step, dt_s = end_ms // self._period_ms, (end_ms - start_ms) / 1000
-            due += fleet.draw_faults(self._seed, step, self._gpus, dt_s)
+            due += draw_faults(self._seed, step, self._gpus, dt_s)
         for fault in due:
             self._strike(fault, start_ms)
         if over or due:
             self._redraw()
         self._say(self._schedule.advance(start_ms))
-        self._reassign()
+        if over or due or self._schedule.changed or self._effects.varies:
+            self._reassign(start_ms)
+
+    def _struck(self, fault: Fault, since_ms: int) -> struck.Struck:
+        node, per_node = fault.gpu // self._per_node, self._per_node
+        nodes = self._schedule.around(fault.does.scope, node)
+        gpus = slice(nodes.start * per_node, nodes.stop * per_node)
+        if fault.does.scope == "gpu":
+            gpus = slice(fault.gpu, fault.gpu + 1)
+        meter = self._site if fault.does.scope == "site" else place(node, self._nodes).hall
+        return struck.Struck(fault, since_ms, gpus, meter)
 
     def _strike(self, fault: Fault, now_ms: int) -> None:
-        gpus = fault.span(self._nodes, self._per_node)
-        if fault.kind not in fleet.MOMENTS:
+        gpus, kind = self._struck(fault, now_ms).gpus, fault.does
+        if not kind.is_moment:
             until_ms = None if fault.for_s is None else now_ms + round(fault.for_s * 1000)
-            self._active[fault] = until_ms
+            self._active[fault] = (now_ms, until_ms)
         if fault.kind == "energy_reset":
             self._energy_mj[gpus] = 0
             self._fresh[gpus] = True
-        for counter in fleet.ECC_COUNTERS if fault.kind == "ecc" else ():
+        for counter in kind.once:
             self._health[counter][gpus] += 1
-        if self._away[fault.gpu]:
+        if self._effects.away[fault.gpu]:
             return  # nobody is there to tell
         node = place(fault.gpu // self._per_node, self._nodes).node
-        whole_node = gpus.stop - gpus.start > 1
-        gpu = "" if whole_node else fleet.gpu_uuid(self._site, self._seed, fault.gpu)
+        gpu = fleet.gpu_uuid(self._site, self._seed, fault.gpu) if kind.scope == "gpu" else ""
         self._say([
-            Event(site=self._site, node=node, ts_ms=now_ms, kind=kind, uuid=gpu, code=code)
-            for kind, code in fault.told()
+            Event(site=self._site, node=node, ts_ms=now_ms, kind=told, uuid=gpu, code=code)
+            for told, code in fault.told()
         ])  # fmt: skip
-
-    def _touched(self, *kinds: FaultKind) -> physics.Flags:
-        mask = np.zeros(self._gpus, np.bool_)
-        for fault in self._active:
-            if fault.kind in kinds:
-                mask[fault.span(self._nodes, self._per_node)] = True
-        return mask
 
     def _redraw(self) -> None:
         """What follows from the faults in force."""
-        away = self._touched(*fleet.AWAY)
-        back = self._away & ~away
+        was_away = self._effects.away
+        self._effects = struck.effects(
+            (self._struck(fault, since_ms) for fault, (since_ms, _) in self._active.items()),
+            self._gpus,
+        )
+        back = was_away & ~self._effects.away
         self._energy_mj[back] = 0
         for counter in fleet.VOLATILE:
             self._health[counter][back] = 0
         self._fresh |= back
-        self._away = away
-        self._off = self._touched("node_down", "rack_loss")[:: self._per_node]
-        hot = self._touched("hot_gpu") * np.float32(physics.HOT_RESISTANCE - 1)
-        self._resistance = self._boards.resistance * (1 + hot)
-        self._health["remap_pending"] = self._touched("ecc").astype("<u1")
-        self._health["recovery_action"] = self._health["remap_pending"]  # 1: reset the GPU
-        self._failing = np.flatnonzero(self._touched("link_errors"))
-        self._frozen = np.flatnonzero(self._touched("frozen"))
+        self._resistance = self._boards.resistance * self._effects.resistance
+        self._health |= self._effects.states
         self._slow: Columns = {}
 
-    def _reassign(self) -> None:
-        """What follows from jobs that have ended or begun."""
-        if not self._schedule.changed:
-            return
+    def _reassign(self, now_ms: int) -> None:
+        """What follows from jobs that have ended or begun, and from who stands idle."""
         for number in self._schedule.changed:
             physics.put(self._work, number, self._schedule.jobs[number])
         self._schedule.changed.clear()
+        self._slot = self._effects.slots(self._home, self._nobody, self._stray, now_ms)
         kind = self._work.kind[self._slot]
         self._working = kind != fleet.NO_JOB
         total = self._health["mem_total_mib"]
@@ -285,9 +293,11 @@ class SimulatorSource:
         noise = rng.standard_normal(self._gpus, dtype=np.float32)
         state = physics.wander(self._state, noise, dt_ms / 1000)
         load = physics.load_of(self._work, start_ms / 1000, end_s)
-        flow = physics.draw(self._boards, state, load, self._slot, noise)
-        if self._away.any():
-            flow = physics.cut(flow, ~self._away)
+        ceiling = self._effects.clock
+        runs = state if ceiling is None else replace(state, clock=np.minimum(state.clock, ceiling))
+        flow = physics.draw(self._boards, runs, load, self._slot, noise)
+        if self._effects.away.any():
+            flow = physics.cut(flow, ~self._effects.away)
         air = physics.air_c(self._boards, end_s)
         self._state = physics.warm(state, flow.average_w, air, self._resistance, dt_ms / 1000)
         self._load, self._flow = load, flow
@@ -297,7 +307,7 @@ class SimulatorSource:
     def _count(self, dt_ms: int) -> None:
         slot, state = self._slot, self._state
         mj = self._average_mj.astype(np.int64)
-        mj[self._frozen] = 0
+        self._effects.counted(mj)
         self._energy_mj += mj
         slowed_ms = np.uint32(dt_ms & 0xFFFFFFFF)
         links = zip(LINKS, self._load.links, strict=True)
@@ -307,28 +317,29 @@ class SimulatorSource:
             * self._flow.capped,
             "throttle_sw_thermal_ms": (state.clock < 1) * slowed_ms,
             "throttle_hw_thermal_ms": (state.temp_gpu_c >= physics.SLOWDOWN_C) * slowed_ms,
+            "throttle_power_brake_ms": self._no_ms,
             **{name: physics.whole(kib / 1024)[slot] for name, kib in links},
         }
+        self._effects.slowed(added, dt_ms)
         for values in added.values():
-            values[self._frozen] = 0
+            values[self._effects.frozen] = 0
         before = self._deltas
         self._deltas = {n: v + before[n] for n, v in added.items()} if before else added
-        if self._failing.size:
+        if self._effects.grow(self._health, dt_ms):
             self._slow = {}
-            for counter, per_s in fleet.LINK_ERRORS_PER_S.items():
-                self._health[counter][self._failing] += per_s * dt_ms // 1000
 
     def _gauges(self) -> Columns:
-        flow, state = self._flow, self._state
+        flow, state, ceiling = self._flow, self._state, self._effects.clock
+        clock = state.clock if ceiling is None else np.minimum(state.clock, ceiling)
         temp = _stored("temp_gpu_c", state.temp_gpu_c)
         measured = {
             "power_w": self._average_mj.astype(np.float64) / self._period_ms,
             "power_instant_w": flow.instant_w,
             "temp_mem_c": state.temp_mem_c,
-            "clock_sm_mhz": physics.clock_mhz(self._working, flow, state.clock),
+            "clock_sm_mhz": physics.clock_mhz(self._working, flow, clock),
             **physics.activity(self._load, flow, self._slot),
         }
-        return {
+        gauges: Columns = {
             **{name: _stored(name, values) for name, values in measured.items()},
             "temp_gpu_c": temp,
             "temp_margin_c": np.int16(physics.SLOWDOWN_C) - temp,
@@ -336,20 +347,7 @@ class SimulatorSource:
             "clock_mem_mhz": self._clock_mem,
             "throttle_reasons": physics.reasons(self._working, flow, state),
         }
-
-    def _freeze(self, gauges: Columns) -> Columns:
-        """The gauges with what frozen GPUs said first in place of what is true."""
-        frozen = set(self._frozen.tolist())
-        self._held = {gpu: held for gpu, held in self._held.items() if gpu in frozen}
-        for gpu in frozen - self._held.keys():
-            self._held[gpu] = {name: int(values[gpu]) for name, values in gauges.items()}
-        if not frozen:
-            return gauges
-        at = np.array(list(self._held))
-        out = {name: values.copy() for name, values in gauges.items()}
-        for name, values in out.items():
-            values[at] = [held[name] for held in self._held.values()]
-        return out
+        return self._effects.shown(gauges)
 
     def _reading(self, dt_ms: int, *, known: bool) -> Reading:
         unknown = self._fresh if known else np.ones(self._gpus, np.bool_)
@@ -358,11 +356,12 @@ class SimulatorSource:
         fast: Columns = {
             "dt_ms": dt,
             "energy_kind": np.where(unknown, ENERGY_NONE, ENERGY_COUNTER).astype("<u1"),
-            **self._freeze(self._gauges()),
+            **self._effects.frozen_in(self._gauges(), self._held),
             **self._deltas,
             **self._constant,
         }
-        gone = np.flatnonzero(self._away)
+        away = self._effects.away
+        gone = np.flatnonzero(away)
         if unknown.any():
             fast |= {n: np.where(unknown, NULLS[n], fast[n]).astype("<u4") for n in DELTAS}
         if gone.size:
@@ -372,8 +371,8 @@ class SimulatorSource:
             self._slow = {n: physics.blank(v, gone, NULLS[n]) for n, v in self._health.items()}
         energy = physics.blank(self._energy_mj.astype("<u8"), gone, NULLS["energy_counter_j"])
         slow = self._slow | {"energy_counter_j": energy}
-        self._fresh, self._was_away = self._away.copy(), self._away
-        self._seen |= ~self._away
+        self._fresh, self._was_away = away.copy(), away
+        self._seen |= ~away
         return Reading(
             tuple(fast[c.name] for c in LAYOUT.fast), tuple(slow[c.name] for c in LAYOUT.slow)
         )
@@ -381,7 +380,8 @@ class SimulatorSource:
     def _meters(self, tick_ms: int) -> list[MeterReading]:
         second, nodes = tick_ms // 1000, self._nodes
         gpus_w = self._flow.average_w.reshape(nodes, -1).sum(axis=1, dtype=np.float64)
-        plug_w = physics.node_ac_w(gpus_w, self._per_node) * ~self._off
+        off = self._effects.off[:: self._per_node]
+        plug_w = physics.node_ac_w(gpus_w, self._per_node) * ~off
         halls_w = np.bincount(self._hall, plug_w) * physics.pue(second)
         out = [self._meter(self._site, "site", tick_ms, halls_w.sum())]
         if second % HALL_METER_S == 0:
@@ -391,8 +391,9 @@ class SimulatorSource:
         # Without power a node's meter is silent too.
         every_s = max(NODE_METER_S, -(-nodes // NODE_METERS_PER_S))
         turn = np.arange(nodes) % every_s if every_s > NODE_METER_S else np.zeros(nodes)
-        due = np.flatnonzero((turn == second % every_s) & ~self._off).tolist()
-        return out + [self._meter(place(n, nodes).node, "node", tick_ms, plug_w[n]) for n in due]
+        due = np.flatnonzero((turn == second % every_s) & ~off).tolist()
+        out += [self._meter(place(n, nodes).node, "node", tick_ms, plug_w[n]) for n in due]
+        return self._effects.read(out, self._stuck)
 
     def _meter(self, name: str, kind: MeterKind, tick_ms: int, watts: float) -> MeterReading:
         watts = round(float(watts), 1)

@@ -45,7 +45,7 @@ def open_source(wanted: Wanted, settings: Settings) -> Source:
     """The source, which reads nothing yet. Raises Refuse."""
     site, agent = settings.site, settings.agent
     if wanted.kind == "simulator":
-        from agents.fleet import Fault
+        from agents.faults import Fault
         from agents.simulator import SimulatorSource
 
         simulated = SimulatorSource(

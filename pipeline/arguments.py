@@ -265,7 +265,8 @@ def _add_source(to: Parser) -> None:
     to.add_argument("--seed", type=int, default=1, help="of the simulation")
     to.add_argument(
         "--fault", action="append", default=[], metavar="KIND[:GPU][@S][+S]",
-        help="let it happen to the simulation after S seconds, for S more: rack_loss@60+300",
+        help="let it happen to the simulation after S seconds, for S more: rack_loss@60+300;"
+        " a wrong KIND lists all",
     )  # fmt: skip
     to.add_argument("--replay", action="append", metavar="FILE", help="a recorded log")
     to.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the replay")

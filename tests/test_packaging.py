@@ -15,7 +15,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("agents", "alerts", "dashboards", "deploy", "pipeline")
 HEAVY: Final = ("numpy", "pyarrow", "chdb", "clickhouse_connect", "pandas")
-SIMULATOR: Final = ("agents.simulator", "agents.physics", "agents.fleet")
+SIMULATOR: Final = ("agents.simulator", "agents.physics", "agents.fleet", "agents.struck")
 """The one part of the agent that needs numpy; imported only when asked for."""
 
 

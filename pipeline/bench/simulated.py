@@ -2,8 +2,8 @@
 
 The simulator's readings go by the wire into a spool and from there through ingest, rollups and
 ledger into an embedded store, as in `megawatch up`, but as fast as the machine can. Simulated time
-begins now and runs ahead: some queries compare with the machine's clock, and what lies in the past
-would be no live pipeline to them.
+always begins on the same day, so that each run is the same, and one far ahead: some queries compare
+with the machine's clock, and what lies in the past would be no live pipeline to them.
 """
 
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from pipeline.settings import ClickHouse, Settings
 from pipeline.spool_log import SpoolLog
 from pipeline.store import open_store
 
+BEGIN_MS: Final = round(datetime(2090, 1, 2, tzinfo=UTC).timestamp() * 1000)
 DRAIN_S: Final = 60.0
 _LEASE: Final = """
 [[contract]]
@@ -74,7 +75,7 @@ class Simulated:
                 default.agent, spool=str(folder / "spool"), period_ms=period_ms, flush_ms=flush_ms
             ),
         )
-        self.clock = ManualClock(SystemClock().now_ms() // 60_000 * 60_000)
+        self.clock = ManualClock(BEGIN_MS)
         self.source = SimulatorSource(
             nodes, site=default.site.name, seed=seed, period_ms=period_ms, random_faults=False,
             start_ms=self.clock.ms,

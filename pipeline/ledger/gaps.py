@@ -53,8 +53,8 @@ def bridges(store: Store, gpus: Sequence[int], from_ms: int, until_ms: int) -> l
     ), _COUNTER)  # fmt: skip
     rows = np.frombuffer(store.raw(
         "SELECT gpu, toUnixTimestamp64Milli(ts) AS at, toInt64(dt_ms),"  # noqa: S608
-        " toInt64(ifNull(energy_j, 0) * 1000)"
-        f" FROM gpu_samples WHERE {span} ORDER BY gpu, at",
+        " toInt64(assumeNotNull(energy_j) * 1000)"
+        f" FROM gpu_samples WHERE {span} AND energy_j IS NOT NULL ORDER BY gpu, at",
         "RowBinary",
     ), _ROW)  # fmt: skip
     out: list[Bridge] = []
@@ -66,8 +66,9 @@ def bridges(store: Store, gpus: Sequence[int], from_ms: int, until_ms: int) -> l
 def bridged(counters: NDArray[np.void], rows: NDArray[np.void]) -> list[Bridge]:
     """One GPU's bridges: counter's difference less what rows measured, put where no row stands.
 
-    Only between two readings of one boot and driver, when the counter did not fall, and when the
-    mean over the missing time is not above the power limit.
+    Rows are those that have energy; the first one after a gap has none. Only between two readings of
+    one boot and driver, when the counter did not fall, and when the mean over the missing time is
+    not above the power limit.
     """
     out: list[Bridge] = []
     if len(counters) < 2 or not len(rows):
@@ -77,12 +78,12 @@ def bridged(counters: NDArray[np.void], rows: NDArray[np.void]) -> list[Bridge]:
     for k in range(len(counters) - 1):
         a, b = counters[k], counters[k + 1]
         i, j = int(first[k]), int(first[k + 1])  # rows in (a, b]
-        if a["epoch"] != b["epoch"] or j <= i:
+        if a["epoch"] != b["epoch"]:
             continue
         missing = int(b["counter_mj"] - a["counter_mj"]) - int(total[j] - total[i])
         if missing <= 0:
             continue
-        holes = _holes(rows[max(0, i - 1) : j], int(a["ts_ms"]))
+        holes = _holes(rows[max(0, i - 1) : j], int(a["ts_ms"]), int(b["ts_ms"]))
         lengths = [until - since for since, until in holes]
         if not holes or missing > int(max(a["limit_mw"], b["limit_mw"])) * sum(lengths) // 1000:
             continue
@@ -95,15 +96,15 @@ def bridged(counters: NDArray[np.void], rows: NDArray[np.void]) -> list[Bridge]:
     return out
 
 
-def _holes(rows: NDArray[np.void], from_ms: int) -> list[tuple[int, int]]:
-    """Where no row of these stands, from the first one on."""
+def _holes(rows: NDArray[np.void], from_ms: int, until_ms: int) -> list[tuple[int, int]]:
+    """Where no row of these stands."""
     out = []
     before = from_ms
     for ts, dt in zip(rows["ts_ms"].tolist(), rows["dt_ms"].tolist(), strict=True):
         if ts - dt > before:
             out.append((before, ts - dt))
         before = max(before, ts)
-    return out
+    return [*out, (before, until_ms)] if before < until_ms else out
 
 
 def causes(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents import fleet, physics
-from agents.fleet import Fault, FaultKind
+from agents.faults import ECC_COUNTERS, KINDS, Fault, FaultKind, draw_faults
 from agents.simulator import DELTAS, NULL_SLOW, SimulatorSource
 from agents.source import Reading, Source
 from pipeline.catalog import FAST, NULL_CODE, SLOW
@@ -113,7 +113,7 @@ def test_readings_are_never_changed_afterwards() -> None:
     source.inject(Fault("link_errors", 3))
     kept = at(source, 1)
     before = content(kept)
-    for second, kind in enumerate(fleet.KINDS, 2):
+    for second, kind in enumerate(KINDS, 2):
         source.inject(Fault(kind, 3))
         at(source, second)
     assert content(kept) == before
@@ -587,7 +587,7 @@ def test_an_uncorrected_memory_error_asks_for_a_reset() -> None:
     source.clear(fault)
     after = at(source, 3)
     hit = np.arange(32) == 9
-    for name in fleet.ECC_COUNTERS:
+    for name in ECC_COUNTERS:
         assert (slow(during, name) - slow(before, name) == hit).all()
         assert (slow(after, name) == slow(during, name)).all()
     assert (slow(during, "remap_pending") == hit).all()
@@ -655,7 +655,7 @@ def test_a_fault_ends_by_itself(missed: int) -> None:
 
 def test_random_faults_come_at_about_the_public_rate() -> None:
     """Some three XIDs per thousand GPUs and day, among them a few losses; none when told not to."""
-    told = [f for step in range(300) for f in fleet.draw_faults(1, step, 100_000, 288)]
+    told = [f for step in range(300) for f in draw_faults(1, step, 100_000, 288)]
     per_day_and_thousand = len(told) / 100
     assert 2.7 < per_day_and_thousand < 3.3
     assert {f.kind for f in told} >= {"xid", "ecc", "gpu_lost", "link_errors", "hot_gpu"}

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from agents.fleet import Fault
+from agents.faults import Fault
 from alerts import bench
 from alerts.bench import Plan, caps_w
 from alerts.rule import by_signal

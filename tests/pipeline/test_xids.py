@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.fleet import EVENTS, RANDOM_FAULTS
+from agents.faults import KINDS, RANDOM_FAULTS
 from pipeline import xids
 
 
@@ -41,7 +41,7 @@ def test_tiers_share_out_all_codes():
 
 def test_the_simulators_xids_are_listed():
     """What the demonstration shows is named."""
-    said = {code for events in EVENTS.values() for kind, code in events if kind == "xid"}
+    said = {code for does in KINDS.values() for kind, code in does.events if kind == "xid"}
     said |= {code for _, kind, code, _ in RANDOM_FAULTS if kind == "xid"}
     assert said <= xids.XIDS.keys()
 
