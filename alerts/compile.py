@@ -1,5 +1,6 @@
 """Rules of one signal as one query: what breaks a threshold, and nothing else, comes back."""
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -66,17 +67,22 @@ def named(signal: Signal, rule: Rule, sql: str) -> str:
 
 def bound(sql: str, caps_w: Mapping[str, float], at: str = AT) -> str:
     """The query with its time and the configured caps ("site", or "rack h01-r03": watts)."""
-    caps = [(*key.partition(" ")[::2], float(watts)) for key, watts in caps_w.items()]
+    if "$caps" in sql or "$site_caps" in sql:
+        sites, table = _caps(tuple(caps_w.items()))
+        sql = sql.replace("$site_caps", sites).replace("$caps", table)
+    return sql.replace("$at", at)
+
+
+@functools.lru_cache(maxsize=4)
+def _caps(caps_w: tuple[tuple[str, float], ...]) -> tuple[str, str]:
+    """Those of sites, and all. Kept: of thousands they cost as much to write as a rule to ask."""
+    caps = [(*key.partition(" ")[::2], float(watts)) for key, watts in caps_w]
     sites = ", ".join(
         f"({id64(name) if name else 0}, {watts!r})"
         for scope, name, watts in caps
         if scope == "site"
     )
-    return (
-        sql.replace("$site_caps", f"CAST([{sites}], 'Array(Tuple(UInt64, Float64))')")
-        .replace("$caps", _table(caps))
-        .replace("$at", at)
-    )
+    return f"CAST([{sites}], 'Array(Tuple(UInt64, Float64))')", _table(caps)
 
 
 def _table(caps: Iterable[tuple[str, str, float]]) -> str:
