@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from alerts import evaluate
 from alerts.evaluator import Evaluator
-from alerts.rule import Rule, by_signal
+from alerts.rule import Rule, Signal, by_signal
 from alerts.rules import RULES
 from pipeline.bench import site
 from pipeline.bench.site import SITE, Extent
@@ -115,12 +115,18 @@ def cost(
         for name, group in by_signal(rules).items():
             _say(f"asking {name}")
             took[name] = _asked(store, group, extent, rounds, thresholds, idle)
-        every_s = {rule.signal.name: rule.signal.every_s for rule in rules if rule.signal}
-        per_s = sum(cpu / every_s[name] for name, (cpu, _) in took.items())
+        signals = {rule.signal.name: rule.signal for rule in rules if rule.signal}
+        every_s = {name: signal.calm_s or signal.every_s for name, signal in signals.items()}
+        watches = [signal for signal in signals.values() if signal.watch]
+        watch = {s.name: _watched(store, s, extent, rounds, idle) for s in watches}
+        per_s = sum(cpu / every_s[name] for name, (cpu, _) in took.items()) + sum(
+            cpu / signals[name].every_s for name, cpu in watch.items()
+        )
         return {
             "gpus": extent.gpus, "filled_s": round(filled_s), "rules": len(rules),
             "cpu_s_by_signal": {name: round(cpu, 3) for name, (cpu, _) in took.items()},
             "wall_s_by_signal": {name: round(wall, 3) for name, (_, wall) in took.items()},
+            "watch_cpu_s": {name: round(cpu, 3) for name, cpu in watch.items()},
             "every_s": every_s, "cpu_s_per_interval": round(per_s * INTERVAL_S, 3),
             "core_pct": round(100 * per_s, 2), "budget_pct": BUDGET_PCT,
             "idle_cpu_per_s": round(idle, 4), "rounds": rounds, "cores": os.cpu_count(),
@@ -159,6 +165,16 @@ def _asked(
             cpu_s += max(0.0, spent_s - idle * gone_s)
             wall_s += gone_s
     return cpu_s / rounds, wall_s / rounds
+
+
+def _watched(store: Store, signal: Signal, extent: Extent, rounds: int, idle: float) -> float:
+    """CPU seconds of one look at what a signal watches, a mean."""
+    times = evaluate.Times(extent.now_s * 1000, (extent.now_s - SETTLED_S) * 1000)
+    begun_s, before_s = time.perf_counter(), _cpu_s()
+    for _ in range(rounds):
+        evaluate.watched(store, signal, times)
+    spent_s = _cpu_s() - before_s - idle * (time.perf_counter() - begun_s)
+    return max(0.0, spent_s) / rounds
 
 
 def _cpu_s() -> float:

@@ -67,6 +67,13 @@ def settled_ms(store: Store) -> int:
     return 0 if until_s > NOT_SETTLED_S else until_s * 1000
 
 
+def watched(store: Store, signal: Signal, times: Times) -> float:
+    """The number that a signal watches. Raises Retry."""
+    at = {"at": dt.datetime.fromtimestamp(times.of(signal) // 1000, dt.UTC)}
+    rows = store.query(compiler.bound(signal.watch, {}), at, **LIMITS).rows
+    return float(rows[0][0])
+
+
 def ask(
     store: Store, rules: Sequence[Rule], thresholds: Mapping[str, float],
     caps_w: Mapping[str, float], times: Times, clock: Clock, until_s: float, names: Names,

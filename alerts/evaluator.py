@@ -11,7 +11,7 @@ from alerts import evaluate, history, incidents, message, state, topology
 from alerts.alert import Alert
 from alerts.fold import Folded, fold, incident_of, spots
 from alerts.notify import Notifier
-from alerts.rule import PAGES, Rule, Severity, Signal
+from alerts.rule import FALLEN, PAGES, Rule, Severity, Signal
 from pipeline.clock import Clock
 from pipeline.errors import Refuse, Reject, Retry
 from pipeline.settings import Settings
@@ -62,6 +62,7 @@ class Evaluator:
         self._folded: dict[Severity, Folded] = {}
         self._judged_ms = 0
         self._asked: dict[str, tuple[int, int]] = {}
+        self._watched: dict[str, tuple[float, int]] = {}
         self._names: evaluate.Names = {}
         now_ms = self._begun_ms = clock.now_ms()
         self._held = False
@@ -116,7 +117,16 @@ class Evaluator:
     def _judged(self, now_ms: int) -> dict[int, Alert]:
         times = self._times(now_ms)
         signals = {r.signal.name: r.signal for r in self.rules if r.signal}
-        due = {name for name, signal in signals.items() if self._is_due(signal, times)}
+        busy = {
+            a.rule for a in self.alerts.values()
+            if a.severity == "page" and a.state != "resolved"
+        }  # fmt: skip
+        restless = {r.signal.name for r in self.rules if r.signal and r.name in busy}
+        due = {
+            name for name, signal in signals.items()
+            if self._is_due(signal, times)
+            and (not signal.watch or self._stirs(signal, times, is_calm=name not in restless))
+        }  # fmt: skip
         wanted = [r for r in self.rules if r.signal and r.signal.name in due]
         until_s = self.clock.monotonic_s() + self.settings.interval_s
         asked = evaluate.ask(
@@ -151,6 +161,20 @@ class Evaluator:
         if not at_ms or period == last_period or at_ms == last_ms:
             return False
         self._asked[signal.name] = (period, at_ms)
+        return True
+
+    def _stirs(self, signal: Signal, times: evaluate.Times, *, is_calm: bool) -> bool:
+        """Whether a signal that watches something is to be asked before it is calm_s later."""
+        try:
+            number = evaluate.watched(self._store, signal, times)
+        except Retry as error:
+            _log.warning("%s is not watched: %s", signal.name, error)
+            return True
+        before, asked_ms = self._watched.get(signal.name, (0.0, 0))
+        rests = 0 <= times.now_ms - asked_ms < signal.calm_s * 1000
+        if is_calm and rests and number >= before - FALLEN:
+            return False
+        self._watched[signal.name] = (number, times.now_ms)
         return True
 
     def _stepped(

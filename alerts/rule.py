@@ -11,6 +11,8 @@ from typing import Final, Literal
 
 Named = Literal["sites", "tenants", "workloads", "gpus"]
 """Views that give ids of labels their names."""
+FALLEN: Final = 2
+"""Of what is watched at a large site, so many come and go all the time."""
 PLACE: Final = ("hall", "row", "rack", "pdu", "node")
 """Labels that say where a thing stands, from the largest to the smallest."""
 Severity = Literal["page", "ticket", "info"]
@@ -42,6 +44,9 @@ class Signal:
     source: what follows FROM, up to WHERE; the values of rules are aggregates over its groups.
     present: SQL aggregate over `source`; 0 means that there is nothing to judge (no data).
     every_s: how often it is worth its cost; a multiple of the evaluator's interval.
+    watch: SQL of a number, cheaply had, that falls when something breaks at once. While it has not
+        fallen by more than FALLEN since the signal was asked, and none of its pages is pending or
+        fires, the signal is only asked every calm_s.
     """
 
     name: str
@@ -52,6 +57,8 @@ class Signal:
     names: Mapping[str, Named] = field(default_factory=dict)
     with_: str = ""
     every_s: int = 15
+    watch: str = ""
+    calm_s: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

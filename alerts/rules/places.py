@@ -92,6 +92,8 @@ PLACES: Final = Signal(
     },
     names={"site": "sites"},
     present="count()",
+    watch=f"SELECT uniqExact(node) FROM gpu_latest WHERE ts > $at - {SILENT_S}",  # noqa: S608
+    calm_s=30,
     # Racks, of which there are few, not nodes, are looked at from every side; caps are joined, since
     # the engine plans a constant of thousands of values far more dearly than it reads a table.
     source=f"""(

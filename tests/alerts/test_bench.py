@@ -36,7 +36,11 @@ def test_every_signal_is_asked_and_the_sum_is_that_of_its_parts(tmp_path: Path) 
     by = cast("dict[str, float]", found["cpu_s_by_signal"])
     assert set(by) == set(by_signal(RULES))
     every_s = cast("dict[str, int]", found["every_s"])
+    watch = cast("dict[str, float]", found["watch_cpu_s"])
+    asked = {name: rules[0].signal.every_s for name, rules in by_signal(RULES).items()}  # type: ignore[union-attr]
     per_s = sum(by[name] / every_s[name] for name in by)
+    per_s += sum(cpu / asked[name] for name, cpu in watch.items())
+    assert set(watch) == {"places"}
     assert found["core_pct"] == pytest.approx(100 * per_s, abs=0.1)
     assert per_s > 0
 

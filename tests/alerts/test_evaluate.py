@@ -304,6 +304,47 @@ def test_a_signal_that_is_dear_is_asked_less_often(
     assert 2 <= starts.count(True) <= 4
 
 
+def test_what_is_watched_is_asked_at_once_when_it_falls_and_rests_in_between(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = "SELECT 100 - count() FROM faults"
+    site.rules = (replace(SILENT, signal=replace(FAULTS, watch=watch, calm_s=60)),)
+    running = site.start()
+    asked, really = [], evaluate.ask
+
+    def ask(store: Store, rules: list[Rule], *rest: Any) -> evaluate.Asked:
+        asked.append(bool(rules))
+        return really(store, rules, *rest)
+
+    monkeypatch.setattr(evaluate, "ask", ask)
+    site.rounds(running, 5)
+    assert asked == [True, False, False, False, True]
+    site.break_("r1-n1", "r1-n2")
+    site.rounds(running, 3)
+    assert asked[5:] == [False] * 3, "so many come and go all the time"
+    assert len(site.rounds(running)[0]) == 2
+    assert asked[8:] == [True], "its rest is over"
+    site.rounds(running, 3)
+    assert asked[9:] == [True] * 3, "somebody was woken: it is asked every time"
+    site.mend()
+    site.rounds(running)
+    site.rounds(running, 2)
+    assert asked[12:] == [True, False, False]
+    site.break_(*RACK)
+    assert len(site.rounds(running)[0]) == 1
+    assert asked[15:] == [True]
+
+
+def test_what_cannot_be_watched_is_asked(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    watch = "SELECT nonsense FROM faults"
+    site.rules = (replace(SILENT, signal=replace(FAULTS, watch=watch, calm_s=60)),)
+    running = site.start()
+    site.rounds(running)
+    site.break_(*RACK)
+    assert len(site.rounds(running)[0]) == 1
+    assert "is not watched" in caplog.text
+
+
 def test_a_clock_that_is_set_back_stops_no_rule(site: Site) -> None:
     running = site.start()
     site.rounds(running)
