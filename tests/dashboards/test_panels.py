@@ -123,8 +123,9 @@ UNITS: Final = frozenset(
     ]
 )
 """Of the ids in Grafana's @grafana/data 13.2, valueFormats/categories."""
-WRITTEN_OUT: Final = frozenset({"MW/s"})
-"""What Grafana has no id for, and writes behind the number as it is."""
+WRITTEN_OUT: Final = frozenset({"MW/s", "suffix:h"})
+"""What Grafana has no id for, and writes behind the number as it is; hours, of which its own `h`
+would make days."""
 
 
 class _Beside(SystemClock):
