@@ -152,7 +152,7 @@ def _asked(
     thresholds: Mapping[str, float], idle: float,
 ) -> tuple[float, float]:  # fmt: skip
     """CPU and wall seconds of one question, a mean; the first one, which warms up, is not counted."""
-    times = evaluate.Times(extent.now_s * 1000, (extent.now_s - SETTLED_S) * 1000)
+    times = _times(extent)
     caps, clock, names = caps_w(extent), SystemClock(), evaluate.Names()
     cpu_s = wall_s = 0.0
     for number in range(rounds + 1):
@@ -169,12 +169,16 @@ def _asked(
 
 def _watched(store: Store, signal: Signal, extent: Extent, rounds: int, idle: float) -> float:
     """CPU seconds of one look at what a signal watches, a mean."""
-    times = evaluate.Times(extent.now_s * 1000, (extent.now_s - SETTLED_S) * 1000)
+    times = _times(extent)
     begun_s, before_s = time.perf_counter(), _cpu_s()
     for _ in range(rounds):
         evaluate.watched(store, signal, times)
     spent_s = _cpu_s() - before_s - idle * (time.perf_counter() - begun_s)
     return max(0.0, spent_s) / rounds
+
+
+def _times(extent: Extent) -> evaluate.Times:
+    return evaluate.Times(extent.now_s * 1000, (extent.now_s - SETTLED_S) * 1000)
 
 
 def _cpu_s() -> float:

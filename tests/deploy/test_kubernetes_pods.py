@@ -57,10 +57,12 @@ def test_the_role_reads_single_pods_and_nothing_else() -> None:
     ]
 
 
-def test_the_role_is_bound_to_the_agent_only() -> None:
-    bound = RIGHTS["ClusterRoleBinding"]
+@pytest.mark.parametrize("name", ["agent-pod-labels.yaml", "agent-resource-slices.yaml"])
+def test_a_role_is_bound_to_the_agent_only(name) -> None:
+    rights = {thing["kind"]: thing for thing in mappings(FOLDER / name)}
+    bound = rights["ClusterRoleBinding"]
     account = DAEMONS["ServiceAccount"]["metadata"]
-    assert bound["roleRef"]["name"] == RIGHTS["ClusterRole"]["metadata"]["name"]
+    assert bound["roleRef"]["name"] == rights["ClusterRole"]["metadata"]["name"]
     assert bound["subjects"] == [
         {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
     ]

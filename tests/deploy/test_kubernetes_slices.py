@@ -29,15 +29,6 @@ def test_the_role_is_what_the_doctor_asks_for() -> None:
     ]
 
 
-def test_the_role_is_bound_to_the_agent_only() -> None:
-    bound = RIGHTS["ClusterRoleBinding"]
-    account = DAEMONS["ServiceAccount"]["metadata"]
-    assert bound["roleRef"]["name"] == RIGHTS["ClusterRole"]["metadata"]["name"]
-    assert bound["subjects"] == [
-        {"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}
-    ]
-
-
 def test_the_patch_adds_the_token_where_the_agent_looks() -> None:
     (container,) = PATCH["containers"]
     assert container["name"] == POD["containers"][0]["name"]
