@@ -71,8 +71,11 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]
         return connection
 
     def _note(self, error: Exception) -> None:
-        # What a refused login said counts more than the disconnections around it.
-        if not isinstance(self.failure, _BAD_LOGIN):
+        # What a refused login said counts more than the disconnections around it, and an attempt
+        # that the end of the bootstrap cut short says nothing: its own error tells as much.
+        if not isinstance(self.failure, _BAD_LOGIN) and not isinstance(
+            error, errors.RequestTimedOutError
+        ):
             self.failure = error
 
 

@@ -1,13 +1,15 @@
 """Topics on a real broker: created once, compared always, errors in one clear sentence."""
 
 import re
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from deploy.broker import Broker, free_port
 from pipeline.errors import Refuse, Retry
-from pipeline.kafka import KafkaLog, Producer, create_topics, inspect_topics
+from pipeline.kafka import KafkaLog, Producer, admin, create_topics, inspect_topics
 from pipeline.settings import Kafka
 from pipeline.topics import TOPICS
 from tests.real.conftest import require_real, settings_for
@@ -59,6 +61,32 @@ def test_unreachable_broker_is_one_sentence() -> None:
     assert str(caught.value) == (
         f"cannot reach Kafka at 127.0.0.1:{port}: 127.0.0.1:{port}: connection refused; "
         "check [kafka] bootstrap"
+    )
+
+
+@pytest.mark.parametrize("hung_up", [0, 2])
+def test_a_listener_that_stays_silent_is_one_sentence(
+    hung_up: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it did before, the attempt cut short by the end of the time is not the reason."""
+    monkeypatch.setattr(admin, "_BOOTSTRAP_TIMEOUT_MS", 1500)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            for _ in range(hung_up):
+                listener.accept()[0].close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(Retry) as caught:
+            inspect_topics(Kafka(bootstrap=f"127.0.0.1:{port}"))
+    reason = (
+        "socket disconnected|.*reset by peer" if hung_up else r"Unable to bootstrap from \[.+\]"
+    )
+    assert re.fullmatch(
+        rf"cannot reach Kafka at 127.0.0.1:{port}: 127.0.0.1:{port} listens, but \w+: ({reason}); "
+        r"check \[kafka\] security_protocol",
+        str(caught.value),
     )
 
 
