@@ -1,9 +1,12 @@
 """The one store: ClickHouse, embedded (chDB, a folder) or on a server, behind one client."""
 
+import atexit
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from pipeline.settings import ClickHouse, secret
 
 _NEVER: Final = {"max_partitions_per_insert_block": 0}
 _READ_ONLY: Final = {"readonly": 1}
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _ENGINE_XML: Final = Path(__file__).with_name("engine.xml")
 
 
@@ -204,11 +208,9 @@ def _connect(settings: ClickHouse) -> Client:
         return _server(settings)
     folder = Path(settings.data) / "store"
     folder.mkdir(parents=True, exist_ok=True)
-    # The chDB backend hands every insert over through a temporary file: keep it in memory.
-    if os.access("/dev/shm", os.W_OK):  # noqa: S108
-        tempfile.tempdir = "/dev/shm"  # noqa: S108
     with _ENGINE_LOCK:
         tokens.mend(folder)
+        _hand_over(folder)
         try:
             return clickhouse_connect.get_client(
                 interface="chdb", path=str(folder), chdb_options={"config-file": str(_ENGINE_XML)}
@@ -218,6 +220,24 @@ def _connect(settings: ClickHouse) -> Client:
                 f"cannot open the store in {folder}: another process has it open "
                 "and does not answer on its socket, or the folder is damaged"
             ) from error
+
+
+def _hand_over(folder: Path) -> None:
+    """Where the chDB backend's temporary files go, one for every insert: in memory, until the end.
+
+    What a killed process left there is given back by whoever opens its store next.
+    """
+    if not os.access(_SHARED_MEMORY, os.W_OK):
+        return
+    ours = f"megawatch-{os.getuid()}-{zlib.crc32(bytes(folder.resolve())):08x}-"
+    place = _SHARED_MEMORY / f"{ours}{os.getpid()}"
+    with tokens.unopened(folder) as alone:
+        for left in set(_SHARED_MEMORY.glob(f"{ours}*")) - {place} if alone else ():
+            shutil.rmtree(left, ignore_errors=True)
+    if not place.is_dir():
+        place.mkdir(0o700)
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    tempfile.tempdir = str(place)
 
 
 def _server(settings: ClickHouse) -> Client:

@@ -7,6 +7,7 @@ opens its folder, such tokens are taken out of the log, in the log's own form. (
 commit both in Keeper at once.)
 """
 
+import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator
@@ -19,21 +20,31 @@ _ADDED: Final = "1"
 _DROPPED: Final = "2"
 
 
-def mend(folder: Path) -> int:
-    """Take back every token whose part is not there; returns how many.
-
-    `folder` is the engine's own. Nothing is done while a process, this one included, has it open.
-    """
+@contextlib.contextmanager
+def unopened(folder: Path) -> Iterator[bool]:
+    """Whether no process, this one included, has the engine's folder open; none can meanwhile."""
     try:
         lock = (folder / "status").open("ab")
     except FileNotFoundError:
-        return 0  # a store that never was
+        yield True  # a store that never was
+        return
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return 0
-        return sum(map(_mend_table, folder.glob("store/*/*/deduplication_logs")))
+            yield False
+        else:
+            yield True
+
+
+def mend(folder: Path) -> int:
+    """Take back every token whose part is not there; returns how many.
+
+    `folder` is the engine's own. Nothing is done while a process has it open.
+    """
+    with unopened(folder) as alone:
+        logs = folder.glob("store/*/*/deduplication_logs") if alone else ()
+        return sum(map(_mend_table, logs))
 
 
 def _mend_table(logs: Path) -> int:

@@ -1,5 +1,11 @@
 """The store: migrated once, newer schemas refused, tokens remembered, errors in our own words."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -154,3 +160,28 @@ def test_a_server_that_is_away_is_worth_another_try():
     """Nobody listens on port 9 of this machine."""
     with pytest.raises(Retry, match=r"cannot reach ClickHouse at http://127\.0\.0\.1:9"):
         Store(ClickHouse(url="http://127.0.0.1:9"))
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no shared memory")
+def test_memory_of_an_insert_that_a_kill_cut_short_is_given_back(tmp_path, migrated):
+    """By the next process that opens the store, and by none that only tries to."""
+    shutil.copytree(migrated, tmp_path / "data", symlinks=True)
+    settings = ClickHouse(data=str(tmp_path / "data"))
+    command = (
+        "import os, signal, sys, tempfile; from pipeline.settings import ClickHouse;"
+        " from pipeline.store import Store; store = Store(ClickHouse(data=sys.argv[1]));"
+        " print(tempfile.NamedTemporaryFile(delete=False).name, flush=True); sys.stdin.read();"
+        " os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", command, settings.data],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    left = Path(killed.stdout.readline().strip())
+    with pytest.raises(Refuse):
+        Store(settings)
+    assert left.exists()
+    assert left.is_relative_to("/dev/shm")
+    killed.communicate()
+    Store(settings).close()
+    assert not left.parent.exists()
