@@ -177,6 +177,7 @@ def test_memory_of_an_insert_that_a_kill_cut_short_is_given_back(tmp_path, migra
         [sys.executable, "-c", command, settings.data],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert killed.stdout is not None
     left = Path(killed.stdout.readline().strip())
     with pytest.raises(Refuse):
         Store(settings)
