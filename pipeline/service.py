@@ -66,9 +66,13 @@ class Service:
             if flush:
                 self.minutes.fill(self.clock.now_ms(), None)
         finally:
-            self.ingest.close()
-            self._filling.close()
+            self.close()
         return done
+
+    def close(self) -> None:
+        """Leave the log and the store; `stop` does, once the threads have ended."""
+        self.ingest.close()
+        self._filling.close()
 
     @property
     def stopping(self) -> threading.Event:

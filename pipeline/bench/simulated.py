@@ -134,7 +134,6 @@ class Simulated:
     def close(self) -> None:
         """Release the store."""
         # Its threads were never started: what they do is done in `go`.
-        self.service.ingest.close()
-        self.service.minutes.store.close()
+        self.service.close()
         self._spool.close()
         self.store.close()

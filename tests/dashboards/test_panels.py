@@ -209,7 +209,7 @@ def _simulate(store: Store, settings: Settings, clock: ManualClock) -> None:
     sampler.finish()
     assert service.ingest.drain(30)
     service.minutes.fill(clock.ms, None)
-    service.ingest.close()
+    service.close()
     spool.close()
     name, precedence = settings.site.name, settings.ledger.precedence
     quarters = closing.open_quarters(store, name, 0, clock.ms)
