@@ -24,8 +24,8 @@ test: $(VENV)/dev.stamp ## every test, against real servers where they can be ha
 	@$(BIN)/python -m deploy.fetch all
 	@$(PYTEST) $(ARGS)
 
-quick: $(VENV)/dev.stamp ## the tests that need nothing fetched, in about a minute
-	@$(PYTEST) -m "not real and not slow" $(ARGS)
+quick: $(VENV)/dev.stamp ## the tests that need no server and no store, in some minutes
+	@$(PYTEST) -m "not real and not slow and not store" $(ARGS)
 
 lint: $(VENV)/dev.stamp ## format, style, types, import contracts, generated files
 	@$(BIN)/ruff format --check .

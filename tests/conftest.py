@@ -11,6 +11,13 @@ from pipeline.settings import ClickHouse
 from pipeline.store import Store, open_store
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Opening a store takes a third of a second, and a thousand tests do."""
+    for item in items:
+        if "migrated" in getattr(item, "fixturenames", ()):
+            item.add_marker("store")
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an empty store with every table: copying it is quicker than making it."""
