@@ -10,7 +10,7 @@ from pipeline.seen import Seen
 from pipeline.store import Store
 from pipeline.wire import HEADER
 
-_LOOKUP: Final = 1000  # messages looked up by one query
+_LOOKUP: Final = 8192  # messages looked up by one query
 _QUERY_BYTES: Final = 1 << 24
 
 
@@ -68,12 +68,16 @@ def _lookups(headers: NDArray[np.void], values: Sequence[bytes]) -> Iterator[_Wh
         ]
         last = heads["t0_ms"] + heads["ticks"].astype(np.int64) * heads["period_ms"]
         yield _Where(
-            f"gpu IN ({_listed(np.concatenate(gpus))}) AND stream IN ({_listed(heads['stream'])})"
+            f"gpu IN {_listed(np.concatenate(gpus))} AND stream IN {_listed(heads['stream'])}"
             f" AND ts >= fromUnixTimestamp64Milli({heads['t0_ms'].min()}, 'UTC')",
             f"ts < fromUnixTimestamp64Milli({last.max()}, 'UTC')",
         )
 
 
 def _listed(ids: NDArray[np.uint64]) -> str:
-    """Into the text itself: binding thousands of integers costs more than the query."""
-    return ",".join(map(str, np.unique(ids).tolist()))
+    """As bytes, which costs the engine a fifth of what parsing thousands of numbers does."""
+    ids = np.unique(ids)
+    return (
+        f"(SELECT reinterpretAsUInt64(substring(unhex('{ids.tobytes().hex()}'),"  # noqa: S608
+        f" 8 * number + 1, 8)) FROM numbers({len(ids)}))"
+    )
