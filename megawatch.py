@@ -220,6 +220,9 @@ def _dashboards(args: argparse.Namespace, settings: Settings) -> int:
 def _bench(args: argparse.Namespace, settings: Settings) -> int:
     import importlib
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not at once: servers that were started are stopped, folders removed.
+        signal.signal(number, lambda signum, _: sys.exit(128 + signum))
     if args.what == "alerts":
         from alerts import bench
         from pipeline.bench.simulated import Simulated

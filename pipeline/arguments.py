@@ -105,11 +105,12 @@ def _add_running(command: Command) -> None:
     )  # fmt: skip
     console.add_argument("--listen", metavar="HOST:PORT", help="where the page is served")
     bench = command("bench", "measure this machine", "bench ingest --quick")
-    bench.add_argument("what", choices=("ingest", "agent", "ledger", "query", "alerts"))
+    bench.add_argument("what", choices=("ingest", "soak", "agent", "ledger", "query", "alerts"))
     bench.add_argument("--quick", action="store_true", help="smaller: a minute or two")
     bench.add_argument(
-        "--gpus", type=_positive, metavar="N", help="query, alerts: of the site asked (220000)"
+        "--gpus", type=_positive, metavar="N", help="soak, query, alerts: of the site (220000)"
     )
+    bench.add_argument("--minutes", type=_positive, metavar="N", help="soak: how long (60)")
 
 
 def _add_asking(command: Command) -> None:

@@ -20,6 +20,8 @@ State = Literal["ok", "off", "warn", "fail"]
 
 SPOOL_MIB_PER_DAY: Final = 150
 """About what 8 GPUs at 1 Hz write into the spool while the broker is away."""
+SOON_MS: Final = 4000
+"""What completeness (view `settled`) and silence (alerts/rules/places.py) are reckoned with."""
 _OFFER_NVML: Final = "libnvidia-ml.so.1"
 
 
@@ -73,6 +75,15 @@ def _nvml(settings: Settings) -> Iterator[Finding]:
     if not os.access("/dev/kmsg", os.R_OK):
         yield Finding("kernel log", "warn", "/dev/kmsg may not be read",
                       "grant CAP_SYSLOG: XIDs between two lives of the driver's reader are lost")  # fmt: skip
+
+
+def _pace(settings: Settings) -> Iterator[Finding]:
+    pace = f"[agent] flush_ms={settings.agent.flush_ms}"
+    if settings.agent.flush_ms <= SOON_MS:
+        yield Finding("pace", "ok", pace)
+    else:
+        yield Finding("pace", "warn", pace, f"at most {SOON_MS}, or the newest seconds are shown"
+                      " before they are complete, and alerts take GPUs for silent")  # fmt: skip
 
 
 def _spool(settings: Settings) -> Iterator[Finding]:
@@ -149,5 +160,5 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
 
 
 _CHECKS: Final[tuple[Callable[[Settings], Iterator[Finding]], ...]] = (
-    _python, _nvml, _spool, _kafka, _store, _listeners,
+    _python, _nvml, _pace, _spool, _kafka, _store, _listeners,
 )  # fmt: skip

@@ -11,30 +11,22 @@ merges in all, of which these phases see part: a whole pass is measured by itsel
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from deploy.broker import Broker
-from pipeline.bench import reference
+from pipeline.bench import reference, rig
 from pipeline.bench.fleet import SITE
-from pipeline.errors import Refuse
 from pipeline.kafka import create_topics
 from pipeline.records import id64
 from pipeline.settings import ClickHouse, Kafka, Settings
 from pipeline.store import Store
-
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +43,6 @@ QUICK: Final = Plan(nodes=6_875, live_s=12, drain_s=16)
 _HOUR_S: Final = 3600
 _HOUR_NODES: Final = 300
 """So many that their hour is above 100 MB: there ClickHouse takes ZSTD in place of LZ4."""
-# An agent's batch holds one message. Live, the broker would need a core for it that is not here.
-_PER_BATCH: Final = {"live": 20, "preload": 1, "hour": 1}
-_WAIT_S: Final = 120.0
 _SETTLE_S: Final = 5.0
 _QUIET_LOOKS: Final = 3
 _LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
@@ -69,32 +58,27 @@ def run(args: argparse.Namespace, _: Settings) -> int:
 
 
 def _measure(folder: Path, plan: Plan) -> dict[str, object]:
-    _say("timing the machine")
+    rig.say("timing the machine")
     machine = reference.measure()
-    _say("starting a broker")
+    rig.say("starting a broker")
     with Broker.start(folder / "kafka") as broker:
-        kafka = Kafka(bootstrap=broker.bootstrap, replication=1)
-        create_topics(kafka)
-        environment = os.environ | {
-            "MEGAWATCH_KAFKA__BOOTSTRAP": broker.bootstrap,
-            "MEGAWATCH_PIPELINE__LISTEN": "127.0.0.1:0",
-        }
+        create_topics(Kafka(bootstrap=broker.bootstrap, replication=1))
+        variables = rig.environment(broker)
         data = folder / "data"
-        with _pipeline(data, environment) as pipeline:
-            _say(f"live: {plan.nodes * 8:,} GPUs at 1 Hz for {plan.live_s} s")
+        with rig.pipeline(data, variables) as pipeline:
+            rig.say(f"live: {plan.nodes * 8:,} GPUs at 1 Hz for {plan.live_s} s")
             live = _live(pipeline, data, broker.bootstrap, plan)
-        _say(f"preloading {plan.nodes * 8 * plan.drain_s:,} rows")
-        loaded = _fleet(broker.bootstrap, plan, "preload").wait()
-        with _pipeline(data, environment, settle_s=0) as pipeline:
-            _say("draining")
+        rig.say(f"preloading {plan.nodes * 8 * plan.drain_s:,} rows")
+        loaded = rig.send(broker.bootstrap, plan.nodes, plan.drain_s, "preload")
+        with rig.pipeline(data, variables, settle_s=0) as pipeline:
+            rig.say("draining")
             drained = _drain(pipeline, data, live.sent_rows + loaded.rows)
-        with _pipeline(folder / "hour", environment, settle_s=0):
-            _say(f"an hour of {_HOUR_NODES * 8:,} GPUs")
-            hour = replace(plan, nodes=_HOUR_NODES, drain_s=_HOUR_S)
-            hours_rows = _fleet(broker.bootstrap, hour, "hour").wait().rows
-            _drained(folder / "hour", hours_rows)
+        with rig.pipeline(folder / "hour", variables, settle_s=0):
+            rig.say(f"an hour of {_HOUR_NODES * 8:,} GPUs")
+            hours_rows = rig.send(broker.bootstrap, _HOUR_NODES, _HOUR_S, "hour").rows
+            rig.drained(folder / "hour", hours_rows)
         wire = sum(f.stat().st_size for f in (folder / "kafka").rglob("*samples-*/*.log"))
-        _say("proving: merging, counting")
+        rig.say("proving: merging, counting")
         proof = _prove(data, live.sent_rows + loaded.rows)
         stored = _weigh(folder / "hour")
         sent = live.sent_rows + loaded.rows
@@ -117,66 +101,6 @@ def _measure(folder: Path, plan: Plan) -> dict[str, object]:
         } | proof
 
 
-# -- processes ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _pipeline(
-    data: Path, environment: dict[str, str], settle_s: float = 5.0
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """A real `megawatch pipeline`, ready, stopped by SIGTERM."""
-    command = [sys.executable, "-m", "megawatch", "pipeline", "--data", str(data)]
-    process = subprocess.Popen(command, env=environment)
-    try:
-        _until((data / "megawatch.sock").exists, process, "the pipeline did not start")
-        time.sleep(settle_s)  # the group's first assignment takes its time
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", otherwise: str) -> None:
-    until_s = time.monotonic() + _WAIT_S
-    while not ready():
-        if process.poll() is not None or time.monotonic() > until_s:
-            raise Refuse(otherwise)
-        time.sleep(0.1)
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    rows: int
-    late_s: float
-    bytes_per_row: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Fleet:
-    process: "subprocess.Popen[str]"
-
-    def wait(self) -> _Sent:
-        """What the broker acknowledged."""
-        out, _ = self.process.communicate(timeout=600)
-        if self.process.returncode:
-            raise Refuse("the fleet failed: the result would mean nothing")
-        found = json.loads(out.strip().splitlines()[-1])
-        return _Sent(found["rows"], found["late_s"], found["bytes_per_row"])
-
-
-def _fleet(bootstrap: str, plan: Plan, mode: str) -> _Fleet:
-    seconds = plan.live_s if mode == "live" else plan.drain_s
-    command = [sys.executable, "-m", "pipeline.bench.fleet", bootstrap, str(plan.nodes),
-               str(seconds + 3), mode, str(_PER_BATCH[mode])]  # fmt: skip
-    return _Fleet(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-
-
 # -- phases -------------------------------------------------------------------------------------
 
 
@@ -189,13 +113,12 @@ class _Live:
 
 
 def _live(pipeline: "subprocess.Popen[bytes]", data: Path, bootstrap: str, plan: Plan) -> _Live:
-    fleet = _fleet(bootstrap, plan, "live")
-    before, begun_s = _cpu_s(pipeline.pid), time.monotonic()
-    sent = fleet.wait()
-    _drained(data, sent.rows)
-    cores = (_cpu_s(pipeline.pid) - before) / (time.monotonic() - begun_s)
+    before, begun_s = rig.cpu_s(pipeline.pid), time.monotonic()
+    sent = rig.send(bootstrap, plan.nodes, plan.live_s, "live")
+    rig.drained(data, sent.rows)
+    cores = (rig.cpu_s(pipeline.pid) - before) / (time.monotonic() - begun_s)
     _merged(data)
-    return _Live(sent.rows, cores, _cpu_s(pipeline.pid) - before, sent.late_s)
+    return _Live(sent.rows, cores, rig.cpu_s(pipeline.pid) - before, sent.late_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,24 +129,12 @@ class _Drained:
 
 def _drain(pipeline: "subprocess.Popen[bytes]", data: Path, rows: int) -> _Drained:
     """From a ready process, before it has its partitions, to the last row; its CPU with merges."""
-    begun_s, before = time.time(), _cpu_s(pipeline.pid)
-    _drained(data, rows)
-    newest = _ask(data, "SELECT toUnixTimestamp64Milli(max(at)) FROM ingest_log WHERE rows > 0")
+    begun_s, before = time.time(), rig.cpu_s(pipeline.pid)
+    rig.drained(data, rows)
+    newest = rig.ask(data, "SELECT toUnixTimestamp64Milli(max(at)) FROM ingest_log WHERE rows > 0")
     wall_s = int(newest) / 1000 - begun_s
     _merged(data)
-    return _Drained(wall_s, _cpu_s(pipeline.pid) - before)
-
-
-def _drained(data: Path, rows: int) -> None:
-    """Wait until the store has so many rows, asking its owner."""
-    until_s = time.monotonic() + _WAIT_S
-    found = -1
-    while found < rows:
-        if time.monotonic() > until_s:
-            raise Refuse(f"only {found:,} of {rows:,} rows arrived within {_WAIT_S:.0f} s")
-        time.sleep(_LOOK_EVERY_S)
-        found = int(_ask(data, "SELECT sum(rows) FROM power_seconds"))
-        _say(f"  {found:,} of {rows:,} rows", again=True)
+    return _Drained(wall_s, rig.cpu_s(pipeline.pid) - before)
 
 
 def _merged(data: Path) -> None:
@@ -231,14 +142,7 @@ def _merged(data: Path) -> None:
     quiet = 0
     while quiet < _QUIET_LOOKS:
         time.sleep(_LOOK_EVERY_S)
-        quiet = 0 if int(_ask(data, "SELECT count() FROM system.merges")) else quiet + 1
-
-
-def _ask(data: Path, sql: str) -> str:
-    command = [sys.executable, "-m", "megawatch", "sql", "--data", str(data), "--format", "csv",
-               sql]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "0"
+        quiet = 0 if int(rig.ask(data, "SELECT count() FROM system.merges")) else quiet + 1
 
 
 def _prove(data: Path, sent: int) -> dict[str, object]:
@@ -296,11 +200,3 @@ def _weigh(data: Path) -> float:
     ).rows[0][0]
     store.close()
     return found
-
-
-def _say(text: str, *, again: bool = False) -> None:
-    """Progress; a line that repeats is rewritten on a terminal and left out elsewhere."""
-    if again and not sys.stderr.isatty():
-        return
-    print(f"\r{text}\x1b[K" if again else f"bench: {text}", end="" if again else "\n",
-          file=sys.stderr, flush=True)  # fmt: skip

@@ -1,0 +1,130 @@
+"""What benchmarks of ingest are made of: a pipeline and a fleet as processes, questions to its store."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deploy.broker import Broker
+from pipeline.errors import Refuse
+
+_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+# An agent's batch holds one message. Live, the broker would need a core for it that is not here.
+_PER_BATCH: Final = {"live": 20, "preload": 1, "hour": 1}
+_WAIT_S: Final = 120.0
+_LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
+
+
+def environment(broker: Broker) -> dict[str, str]:
+    """Of a pipeline at this broker."""
+    return os.environ | {
+        "MEGAWATCH_KAFKA__BOOTSTRAP": broker.bootstrap,
+        "MEGAWATCH_PIPELINE__LISTEN": "127.0.0.1:0",
+    }
+
+
+@contextlib.contextmanager
+def pipeline(
+    data: Path, variables: dict[str, str], settle_s: float = 5.0
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A real `megawatch pipeline`, ready, stopped by SIGTERM."""
+    command = [sys.executable, "-m", "megawatch", "pipeline", "--data", str(data)]
+    process = subprocess.Popen(command, env=variables)
+    try:
+        _until((data / "megawatch.sock").exists, process, "the pipeline did not start")
+        time.sleep(settle_s)  # the group's first assignment takes its time
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", otherwise: str) -> None:
+    until_s = time.monotonic() + _WAIT_S
+    while not ready():
+        if process.poll() is not None or time.monotonic() > until_s:
+            raise Refuse(otherwise)
+        time.sleep(0.1)
+
+
+def cpu_s(pid: int) -> float:
+    """User and system seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What the broker acknowledged, and how far behind its own clock the fleet fell."""
+
+    rows: int
+    late_s: float
+    bytes_per_row: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Thousands of agents in a process of their own (pipeline/bench/fleet.py)."""
+
+    process: "subprocess.Popen[str]"
+
+    def wait(self) -> Sent:
+        """What was sent in all, at the end. Raises Refuse."""
+        out, _ = self.process.communicate()
+        if self.process.returncode:
+            raise Refuse("the fleet failed: the result would mean nothing")
+        found = json.loads(out.strip().splitlines()[-1])
+        return Sent(found["rows"], found["late_s"], found["bytes_per_row"])
+
+
+@contextlib.contextmanager
+def fleet(bootstrap: str, nodes: int, seconds: int, mode: str) -> Iterator[Fleet]:
+    """So many nodes' ticks of so many seconds, and those of the first message."""
+    command = [sys.executable, "-m", "pipeline.bench.fleet", bootstrap, str(nodes),
+               str(seconds + 3), mode, str(_PER_BATCH[mode])]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Fleet(process)
+        finally:
+            process.kill()
+
+
+def send(bootstrap: str, nodes: int, seconds: int, mode: str) -> Sent:
+    """All that such a fleet sends."""
+    with fleet(bootstrap, nodes, seconds, mode) as sending:
+        return sending.wait()
+
+
+def drained(data: Path, rows: int) -> None:
+    """Wait until the store has so many rows, asking its owner."""
+    until_s = time.monotonic() + _WAIT_S
+    found = -1
+    while found < rows:
+        if time.monotonic() > until_s:
+            raise Refuse(f"only {found:,} of {rows:,} rows arrived within {_WAIT_S:.0f} s")
+        time.sleep(_LOOK_EVERY_S)
+        found = int(ask(data, "SELECT sum(rows) FROM power_seconds"))
+        say(f"  {found:,} of {rows:,} rows", again=True)
+
+
+def ask(data: Path, sql: str) -> str:
+    """A query's answer as CSV, from the store's owner."""
+    command = [sys.executable, "-m", "megawatch", "sql", "--data", str(data), "--format", "csv",
+               sql]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "0"
+
+
+def say(text: str, *, again: bool = False) -> None:
+    """Progress; a line that repeats is rewritten on a terminal and left out elsewhere."""
+    if again and not sys.stderr.isatty():
+        return
+    print(f"\r{text}\x1b[K" if again else f"bench: {text}", end="" if again else "\n",
+          file=sys.stderr, flush=True)  # fmt: skip
