@@ -1,9 +1,7 @@
 """The one store: ClickHouse, embedded (chDB, a folder) or on a server, behind one client."""
 
-import atexit
 import contextlib
 import os
-import shutil
 import tempfile
 import threading
 import zlib
@@ -223,21 +221,17 @@ def _connect(settings: ClickHouse) -> Client:
 
 
 def _hand_over(folder: Path) -> None:
-    """Where the chDB backend's temporary files go, one for every insert: in memory, until the end.
+    """Have the chDB backend's temporary files, one for every insert, in memory, named by the store.
 
-    What a killed process left there is given back by whoever opens its store next.
+    By their names those of a killed process are found, and given back by whoever opens it next.
     """
     if not os.access(_SHARED_MEMORY, os.W_OK):
         return
-    ours = f"megawatch-{os.getuid()}-{zlib.crc32(bytes(folder.resolve())):08x}-"
-    place = _SHARED_MEMORY / f"{ours}{os.getpid()}"
+    name = f"megawatch-{os.getuid()}-{zlib.crc32(bytes(folder.resolve())):08x}-"
     with tokens.unopened(folder) as alone:
-        for left in set(_SHARED_MEMORY.glob(f"{ours}*")) - {place} if alone else ():
-            shutil.rmtree(left, ignore_errors=True)
-    if not place.is_dir():
-        place.mkdir(0o700)
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-    tempfile.tempdir = str(place)
+        for left in _SHARED_MEMORY.glob(f"{name}*.raw") if alone else ():
+            left.unlink(missing_ok=True)
+    tempfile.tempdir, tempfile.template = str(_SHARED_MEMORY), name
 
 
 def _server(settings: ClickHouse) -> Client:
