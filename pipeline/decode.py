@@ -228,14 +228,29 @@ def _decode_group(group: _Group, layout: Layout, holders: Holders, worth: Worth 
     out.samples |= {"flags": fast["flags"], "energy_kind": kind}
     out.samples |= _known(fast, layout.fast, FAST, ticks * gpus * count)
     present = dt > 0
+    rows = _in_order(group.gpu_ids, ticks)
     if not present.all():
-        out.samples = {name: column[present] for name, column in out.samples.items()}
+        rows = rows[present[rows]]
+    out.samples = {name: column.take(rows) for name, column in out.samples.items()}
     heard: NDArray[np.bool_] = np.any(present.reshape(count, ticks, gpus), axis=1)
     known = _known(slow, layout.slow, SLOW, gpus * count)
     out.health = _decode_health(group, known, heard, worth)
     if group.slices:
         out.slices = _decode_slices(group, at, layout, present.reshape(count, ticks, gpus))
     return out
+
+
+def _in_order(gpu_ids: NDArray[np.uint64], ticks: int) -> NDArray[np.intp]:
+    """Rows (message, tick, GPU) in the order of the table: by GPU, then by time.
+
+    The engine looks whether a block is in order before it sorts: to sort whole ticks of a GPU here
+    costs a quarter of what it costs to sort rows and every column there.
+    """
+    gpus = gpu_ids.shape[1]
+    order = np.argsort(gpu_ids.reshape(-1), kind="stable")
+    first = order + order // gpus * (ticks - 1) * gpus
+    rows: NDArray[np.intp] = first[:, None] + np.arange(ticks) * gpus
+    return rows.reshape(-1)
 
 
 def _decode_health(

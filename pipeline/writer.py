@@ -314,11 +314,9 @@ def _flag_clocks(samples: Columns, headers: NDArray[np.void], at_ms: NDArray[np.
 
 
 def last_ticks(samples: Columns) -> Columns:
-    """The rows of each message's last tick, without sorting: a message's rows lie together."""
-    stream, seq, ts = samples["stream"], samples["seq"], samples["ts"]
-    ends = np.append(np.flatnonzero((stream[1:] != stream[:-1]) | (seq[1:] != seq[:-1])), -1)
-    counts = np.diff(np.append(ends[:-1], len(ts) - 1), prepend=-1)
-    last = ts == np.repeat(ts[ends], counts)
+    """Every GPU's last row of a message, without sorting: such rows lie together."""
+    gpu, seq = samples["gpu"], samples["seq"]
+    last = np.append((gpu[1:] != gpu[:-1]) | (seq[1:] != seq[:-1]), True)
     return {name: samples[name][last] for name in _LATEST}
 
 

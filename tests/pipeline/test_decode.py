@@ -89,6 +89,21 @@ def test_every_metric_of_the_catalogue_arrives_in_its_storage_type():
             assert block[metric.name].dtype == np.dtype(metric.storage)
 
 
+def test_samples_come_in_the_order_of_the_table():
+    """By GPU, then by time, holes and a stream's next message included: sorting costs no more."""
+    hole = {"dt_ms": [1000, 0] * 8}
+    _, found = read(
+        [
+            message(node, k, T0_MS + k * 4000, gpus=4, values=hole if k == 1 else {})
+            for k in range(3)
+            for node in ("n1", "n2", "n3")
+        ]
+    )
+    rows = list(zip(found.samples["gpu"].tolist(), found.samples["ts"].tolist(), strict=True))
+    assert rows == sorted(set(rows))
+    assert len(rows) == 3 * 16 * 3 - 3 * 8
+
+
 def test_an_empty_batch_is_nothing():
     """Also one whose messages are all bad."""
     for raws in ([], [b"", b"x" * 200]):

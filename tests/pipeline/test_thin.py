@@ -67,6 +67,46 @@ def test_streams_that_ended_are_forgotten():
     assert worth(thin, (7, 4000), (8, 54_000)) == [True, False]
 
 
+def plainly(last, messages, said):
+    """What is worth a row, message by message; `last` is what each life said last."""
+    kept = []
+    for (stream, t0_ms, lane), digest in zip(messages, said, strict=True):
+        minute = (t0_ms + stream % EVERY_MS) // EVERY_MS
+        kept.append(last.get((stream, lane)) != (minute, digest, t0_ms))
+        last[stream, lane] = (minute, digest, t0_ms + 4000)
+    return kept
+
+
+said_messages = st.tuples(
+    st.sampled_from([7, 8, 2**63 + 5]),
+    st.integers(0, 30).map(lambda k: k * 4000),
+    st.integers(0, 1),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(said_messages, st.integers(0, 1)), max_size=12), st.booleans()
+        ),
+        max_size=8,
+    )
+)
+def test_whole_batches_are_judged_as_messages_one_by_one_are(batches):
+    """In any order, repeated in a batch or not, stored or to be tried again."""
+    thin = Thin()
+    last: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for batch, stored in batches:
+        messages, said = [m for m, _ in batch], [d for _, d in batch]
+        told = dict(last)
+        assert worth(thin, *messages, said=said) == plainly(told, messages, said)
+        if stored:
+            thin.settle()
+            last = told
+        else:
+            thin.undo()
+
+
 @given(
     st.lists(
         st.lists(st.integers(-(2**15), 2**15 - 1), min_size=3, max_size=3), min_size=2, max_size=6
