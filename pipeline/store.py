@@ -2,13 +2,13 @@
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
 import clickhouse_connect
@@ -22,7 +22,6 @@ from pipeline.settings import ClickHouse, secret
 
 _NEVER: Final = {"max_partitions_per_insert_block": 0}
 _READ_ONLY: Final = {"readonly": 1}
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 _ENGINE_XML: Final = Path(__file__).with_name("engine.xml")
 
 
@@ -46,6 +45,7 @@ class Store:
         self.settings = settings
         self._client = _connect(settings)
         self._types: dict[str, dict[str, str]] = {}
+        self._hands: dict[str, BinaryIO] = {}
 
     @property
     def embedded(self) -> bool:
@@ -59,6 +59,8 @@ class Store:
     def close(self) -> None:
         """Release the connection."""
         self._client.close()
+        for hand in self._hands.values():
+            hand.close()
 
     def query(
         self, sql: str, parameters: Mapping[str, object] | None = None, **limits: object
@@ -99,9 +101,33 @@ class Store:
         if token:
             settings["insert_deduplication_token"] = token
         with _mapped():
-            self._client.raw_insert(
-                table, list(columns), insert_block=body, fmt="Native", settings=settings
-            )
+            if self.embedded:
+                self._hand_over(table, columns, body, settings)
+            else:
+                self._client.raw_insert(
+                    table, list(columns), insert_block=body, fmt="Native", settings=settings
+                )
+
+    def _hand_over(
+        self, table: str, columns: Iterable[str], body: bytes, settings: Mapping[str, object]
+    ) -> None:
+        """Insert through a file in memory, as chDB reads blocks from files alone.
+
+        The client does so too, with a new file each time. One for each table keeps its pages: a
+        tenth of an insert less. It has no name that would outlive a killed process.
+        """
+        hand = self._hands.get(table)
+        if hand is None:
+            hand = self._hands[table] = _file_in_memory()
+        hand.seek(0)
+        hand.write(body)
+        hand.truncate()
+        hand.seek(0)  # which flushes; where /dev/fd shares the position, it is read from here
+        said = ", ".join(f"{name} = {_quoted(value)}" for name, value in settings.items())
+        self._client.command(
+            f"INSERT INTO {table} ({', '.join(columns)})"
+            f" FROM INFILE '/dev/fd/{hand.fileno()}' SETTINGS {said} FORMAT Native"
+        )
 
     def _column_types(self, table: str) -> dict[str, str]:
         if table not in self._types:
@@ -193,9 +219,13 @@ def _is_current(store: Store) -> bool:
 
 
 def _file(path: Path) -> str:
-    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
     folder = "" if path.suffix in (".tar", ".gz") else "/"
-    return f"File('{quoted}{folder}')"
+    return f"File({_quoted(f'{path}{folder}')})"
+
+
+def _quoted(value: object) -> str:
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 _ENGINE_LOCK: Final = threading.Lock()
@@ -208,7 +238,6 @@ def _connect(settings: ClickHouse) -> Client:
     folder.mkdir(parents=True, exist_ok=True)
     with _ENGINE_LOCK:
         tokens.mend(folder)
-        _hand_over(folder)
         try:
             return clickhouse_connect.get_client(
                 interface="chdb", path=str(folder), chdb_options={"config-file": str(_ENGINE_XML)}
@@ -220,18 +249,10 @@ def _connect(settings: ClickHouse) -> Client:
             ) from error
 
 
-def _hand_over(folder: Path) -> None:
-    """Have the chDB backend's temporary files, one for every insert, in memory, named by the store.
-
-    By their names those of a killed process are found, and given back by whoever opens it next.
-    """
-    if not os.access(_SHARED_MEMORY, os.W_OK):
-        return
-    name = f"megawatch-{os.getuid()}-{zlib.crc32(bytes(folder.resolve())):08x}-"
-    with tokens.unopened(folder) as alone:
-        for left in _SHARED_MEMORY.glob(f"{name}*.raw") if alone else ():
-            left.unlink(missing_ok=True)
-    tempfile.tempdir, tempfile.template = str(_SHARED_MEMORY), name
+def _file_in_memory() -> BinaryIO:
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("megawatch"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _server(settings: ClickHouse) -> Client:

@@ -1,8 +1,5 @@
 """The store: migrated once, newer schemas refused, tokens remembered, errors in our own words."""
 
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from pipeline import schema
 from pipeline.errors import Refuse, Retry
 from pipeline.settings import ClickHouse
 from pipeline.store import Store, open_store
+from tests.messages import T0_MS
 
 METER = {
     "site": [1], "meter": ["m"], "kind": [1], "ts": [1_795_000_000_000], "watts": [1500],
@@ -162,27 +160,24 @@ def test_a_server_that_is_away_is_worth_another_try():
         Store(ClickHouse(url="http://127.0.0.1:9"))
 
 
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no shared memory")
-def test_memory_of_an_insert_that_a_kill_cut_short_is_given_back(tmp_path, migrated):
-    """By the next process that opens the store, and by none that only tries to."""
-    shutil.copytree(migrated, tmp_path / "data", symlinks=True)
-    settings = ClickHouse(data=str(tmp_path / "data"))
-    command = (
-        "import os, signal, sys, tempfile; from pipeline.settings import ClickHouse;"
-        " from pipeline.store import Store; store = Store(ClickHouse(data=sys.argv[1]));"
-        " print(tempfile.NamedTemporaryFile(suffix='.raw', delete=False).name, flush=True); sys.stdin.read();"
-        " os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    killed = subprocess.Popen(
-        [sys.executable, "-c", command, settings.data],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert killed.stdout is not None
-    left = Path(killed.stdout.readline().strip())
-    with pytest.raises(Refuse):
-        Store(settings)
-    assert left.exists()
-    assert left.is_relative_to("/dev/shm")
-    killed.communicate()
-    Store(settings).close()
-    assert not left.exists()
+def test_a_small_insert_after_a_large_one_is_itself_alone(store):
+    """Both go through one file in memory; a token may be any text."""
+    for count, token in ((20_000, "it's"), (1, "back\\slash"), (1, "it's"), (3, "")):
+        block = {"gpu": np.arange(count, dtype=np.uint64) + count, "ts": np.full(count, T0_MS)}
+        store.insert("gpu_samples", block | {"dt_ms": np.full(count, 1000, np.uint32)}, token)
+    assert store.query("SELECT count() FROM gpu_samples").rows[0][0] == 20_004
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_connection_that_is_closed_gives_its_memory_back(store):
+    """Nor is there a name in a file system that a killed process would leave behind."""
+
+    def files() -> int:
+        links = Path("/proc/self/fd").iterdir()
+        return sum("memfd:megawatch" in str(f.readlink()) for f in links if f.is_symlink())
+
+    before, another = files(), store.another()
+    another.insert("gpu_samples", {"gpu": np.ones(1, np.uint64), "ts": np.full(1, T0_MS)})
+    assert files() == before + 1
+    another.close()
+    assert files() == before
