@@ -26,10 +26,13 @@ DEDUPLICATION_WINDOW: Final = 20_000
 _PLAIN: Final = "auto_statistics_types = ''"
 """No statistics of every column of every part: measured, a sixth of the cost of all ingest."""
 _SYNCED: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
-_BULK: Final = "min_bytes_for_wide_part = 134217728, merge_selector_base = 60"
+_BULK: Final = (
+    "min_bytes_for_wide_part = 134217728, merge_selector_base = 60,"
+    " min_partition_age_to_force_merge_seconds = 3600"
+)
 """One file for a fresh part in place of two for every column, and dozens of parts to a merge, not
-five: each pass over the rows costs as much as inserting them, and an hour of an insert a second
-then needs two passes, with at most some forty parts of each size."""
+five: each pass over the rows costs as much as inserting them. What is left of a partition when
+nothing came for an hour is merged then. See pipeline/merges.py for large sites."""
 _TIME, _ENERGY = "UInt64 CODEC(T64, ZSTD(1))", "Decimal(18, 3) CODEC(T64, ZSTD(1))"
 LEDGER_COLUMNS: Final = (
     ("allocated_ms", _TIME), ("energy_j", _ENERGY), ("idle_j", _ENERGY), ("bridged_j", _ENERGY),

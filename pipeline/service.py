@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from pipeline import cap
+from pipeline import cap, merges
 from pipeline.clock import Clock
 from pipeline.errors import Retry
 from pipeline.ingest import Ingest
@@ -103,5 +103,7 @@ class Service:
                     self.keeper.step(closed_ms)
                 if self._filling.embedded:
                     cap.enforce(self._filling, self.settings.clickhouse.max_disk_gib)
+                    merges.fit(self._filling)
+                    merges.give_way()
             except Retry as error:
                 _log.warning("minutes and ledger: %s; trying again", error)

@@ -68,6 +68,17 @@ def test_the_reader_of_clickhouse_can_only_read() -> None:
     assert variable in compose()["services"]["clickhouse"]["environment"]
 
 
+def test_a_server_compresses_as_the_embedded_engine_does() -> None:
+    engine = ET.parse(DEPLOY.parent / "pipeline/engine.xml").getroot().find("compression")
+    server = ET.parse(DEPLOY / "compose/clickhouse-compression.xml").getroot().find("compression")
+    assert engine is not None
+    assert server is not None
+    texts = [[(e.tag, (e.text or "").strip()) for e in root.iter()] for root in (engine, server)]
+    assert texts[0] == texts[1]
+    mounted = compose()["services"]["clickhouse"]["volumes"]
+    assert any("config.d/compression.xml" in volume for volume in mounted)
+
+
 def test_grafana_gets_every_variable_that_its_data_sources_name() -> None:
     text = (DEPLOY / "grafana/provisioning/datasources/megawatch.yaml").read_text()
     content = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
