@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from deploy.broker import Broker
 from pipeline.errors import Refuse
+from pipeline.store import Store
 
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 # An agent's batch holds one message. Live, the broker would need a core for it that is not here.
@@ -22,20 +23,16 @@ _WAIT_S: Final = 120.0
 _LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
 
 
-def environment(broker: Broker) -> dict[str, str]:
-    """Of a pipeline at this broker."""
-    return os.environ | {
+@contextlib.contextmanager
+def pipeline(
+    data: Path, broker: Broker, settle_s: float = 5.0
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A real `megawatch pipeline` at this broker, ready, stopped by SIGTERM."""
+    command = [sys.executable, "-m", "megawatch", "pipeline", "--data", str(data)]
+    variables = os.environ | {
         "MEGAWATCH_KAFKA__BOOTSTRAP": broker.bootstrap,
         "MEGAWATCH_PIPELINE__LISTEN": "127.0.0.1:0",
     }
-
-
-@contextlib.contextmanager
-def pipeline(
-    data: Path, variables: dict[str, str], settle_s: float = 5.0
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """A real `megawatch pipeline`, ready, stopped by SIGTERM."""
-    command = [sys.executable, "-m", "megawatch", "pipeline", "--data", str(data)]
     process = subprocess.Popen(command, env=variables)
     try:
         _until((data / "megawatch.sock").exists, process, "the pipeline did not start")
@@ -112,6 +109,34 @@ def drained(data: Path, rows: int) -> None:
         time.sleep(_LOOK_EVERY_S)
         found = int(ask(data, "SELECT sum(rows) FROM power_seconds"))
         say(f"  {found:,} of {rows:,} rows", again=True)
+
+
+def proved(store: Store, sent: int) -> dict[str, Any]:
+    """What the store holds against what the broker acknowledged, and how late live rows came."""
+    # A GPU's rows lie together: its ticks are told apart without a table of all of them.
+    count, distinct = store.query(
+        "SELECT sum(ticks), sum(apart) FROM"
+        " (SELECT count() AS ticks, uniqExact(ts) AS apart FROM gpu_samples GROUP BY gpu)",
+        optimize_aggregation_in_order=1,
+    ).rows[0]
+    raw, seconds, minutes = store.query(
+        "SELECT (SELECT sum(energy_j) FROM gpu_samples), (SELECT sum(energy_j) FROM power_seconds),"
+        " (SELECT sum(energy_j) FROM tenant_minutes)"
+    ).rows[0]
+    # Of the oldest tick of every insert of the live lane: an upper bound for all its rows.
+    p50, p99, most = store.query(
+        "SELECT quantileExactWeighted(0.5)(age, rows), quantileExactWeighted(0.99)(age, rows),"
+        " max(age) FROM (SELECT toUnixTimestamp64Milli(at) - toUnixTimestamp64Milli(from_ts) AS age,"
+        " rows FROM ingest_log WHERE kind = 'insert' AND rows > 0 AND topic = 'samples')"
+    ).rows[0]
+    return {
+        "freshness_p50_s": round(p50 / 1000, 2),
+        "freshness_p99_s": round(p99 / 1000, 2),
+        "freshness_max_s": round(most / 1000, 2),
+        "rows_lost": sent - distinct,
+        "rows_duplicated": count - distinct,
+        "energy_conserved": raw == seconds == minutes,
+    }
 
 
 def ask(data: Path, sql: str) -> str:
