@@ -35,10 +35,10 @@ class Plan:
     drain_s: int  # of the whole fleet's ticks, preloaded
 
 
-FULL: Final = Plan(nodes=27_500, live_s=60, drain_s=24)
+FULL: Final = Plan(nodes=27_500, live_s=45, drain_s=20)
 QUICK: Final = Plan(nodes=6_875, live_s=12, drain_s=16)
 _HOUR_S: Final = 3600
-_HOUR_NODES: Final = 150
+_HOUR_NODES: Final = 120
 """So many that their hour is above 64 MiB: there it becomes ZSTD in place of LZ4."""
 _QUIET_LOOKS: Final = 3
 _LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
