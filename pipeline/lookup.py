@@ -27,12 +27,13 @@ def in_table(
     """Which of these messages, as (stream, seq), have rows in gpu_samples already."""
     found: set[tuple[int, int]] = set()
     for where in _lookups(headers, values):
-        rows_found = store.query(
-            f"SELECT DISTINCT stream, seq FROM gpu_samples WHERE {where.since}"  # noqa: S608
-            f" AND {where.until}",
-            max_query_size=_QUERY_BYTES,
-        ).rows
-        found |= {(row[0], row[1]) for row in rows_found}
+        found |= set(
+            _pairs(
+                store,
+                f"SELECT DISTINCT stream, seq FROM gpu_samples WHERE {where.since}"  # noqa: S608
+                f" AND {where.until}",
+            )
+        )
     return found
 
 
@@ -43,12 +44,18 @@ def highest(store: Store, headers: NDArray[np.void], values: Sequence[bytes]) ->
     """
     found: dict[int, int] = {}
     for where in _lookups(headers, values):
-        rows_found = store.query(
+        rows_found = _pairs(
+            store,
             f"SELECT stream, max(seq) FROM gpu_samples WHERE {where.since} GROUP BY stream",  # noqa: S608
-            max_query_size=_QUERY_BYTES,
-        ).rows
+        )
         found |= {stream: max(seq, found.get(stream, 0)) for stream, seq in rows_found}
     return found
+
+
+def _pairs(store: Store, sql: str) -> list[tuple[int, int]]:
+    """Rows of two UInt64. Raw: the client looks a megabyte of ids through, several times over."""
+    raw = store.raw(sql, "RowBinary", max_query_size=_QUERY_BYTES)
+    return [(stream, seq) for stream, seq in np.frombuffer(raw, "<u8").reshape(-1, 2).tolist()]
 
 
 class _Where(NamedTuple):

@@ -71,7 +71,7 @@ def give_way() -> int:
 
 def _change(bound: int, fresh_bytes: float) -> str:
     """What is to be changed; a bound of 0 is none."""
-    if fresh_bytes < LEAST_BYTES:
+    if fresh_bytes < (LEAST_BYTES / 2 if bound else LEAST_BYTES):
         return f"RESET SETTING {_LEAST}, {_BOUND}" if bound else ""
     low, right, high = (round(part * TOGETHER * fresh_bytes) for part in _FIT)
     if low <= bound <= high:

@@ -72,10 +72,16 @@ class Store:
             )
         return Rows(tuple(result.column_names), result.result_rows)
 
-    def raw(self, sql: str, fmt: str, parameters: Mapping[str, object] | None = None) -> bytes:
+    def raw(
+        self, sql: str, fmt: str, parameters: Mapping[str, object] | None = None, **limits: object
+    ) -> bytes:
         """The result of a SELECT of our own making in one of ClickHouse's formats."""
         with _mapped():
-            return bytes(self._client.raw_query(sql, parameters=dict(parameters or {}), fmt=fmt))
+            return bytes(
+                self._client.raw_query(
+                    sql, parameters=dict(parameters or {}), fmt=fmt, settings=limits
+                )
+            )
 
     def foreign(self, sql: str, fmt: str) -> bytes:
         """The result of somebody else's query, read-only.

@@ -28,7 +28,8 @@ def insert(store, parts, rows) -> None:
     ("bound", "fresh_bytes", "want"),
     [
         (0, LEAST_BYTES - 1, ""),
-        (300 * MIB, LEAST_BYTES - 1, "RESET SETTING"),
+        (84 * MIB, LEAST_BYTES - 1, ""),
+        (84 * MIB, LEAST_BYTES / 2 - 1, "RESET SETTING"),
         (0, 4 * MIB, f"= {336 * MIB}"),
         (336 * MIB, 4 * MIB, ""),
         (336 * MIB, 4.9 * MIB, ""),
