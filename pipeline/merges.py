@@ -64,7 +64,9 @@ def give_way() -> int:
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it ended meanwhile
             if (task / "comm").read_text().strip() == _THREADS:
-                os.setpriority(os.PRIO_PROCESS, int(task.name), _NICE)
+                thread = int(task.name)
+                nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, thread))
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
                 threads += 1
     return threads
 

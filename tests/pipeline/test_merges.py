@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 
 import numpy as np
@@ -47,13 +48,13 @@ def test_the_bound_follows_the_parts_and_does_not_flutter(bound, fresh_bytes, wa
 
 def test_a_store_is_fitted_once_and_given_back(store, monkeypatch):
     """Too few parts say nothing."""
-    monkeypatch.setattr(merges, "LEAST_BYTES", 20_000)
+    monkeypatch.setattr(merges, "LEAST_BYTES", 30_000)
     insert(store, 10, 1000)
     assert merges.fit(store) == ""
     insert(store, 15, 1000)
     assert f"min_parts_to_merge_at_once = {TOGETHER}" in merges.fit(store)
     assert merges.fit(store) == ""
-    insert(store, 60, 10)
+    insert(store, 120, 10)
     assert "RESET SETTING" in merges.fit(store)
     assert merges.fit(store) == ""
 
@@ -62,8 +63,9 @@ def test_a_store_is_fitted_once_and_given_back(store, monkeypatch):
 def test_merges_give_way_and_inserts_do_not(store):
     """The engine's threads are told by name: one of another name would be found here."""
     insert(store, 1, 10)
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert merges.give_way() == merges.give_way() > 0
-    assert os.getpriority(os.PRIO_PROCESS, 0) == 0
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == ours
 
 
 def test_every_row_is_merged_once(store, monkeypatch):
