@@ -218,39 +218,42 @@ def _decode_group(group: _Group, layout: Layout, holders: Holders, worth: Worth 
     # A hostile or broken dt may not reach a view that spreads a row over its seconds.
     limit = np.repeat(headers["period_ms"] * np.uint32(2), ticks * gpus)
     dt = np.minimum(fast["dt_ms"], limit)
-    out = Decoded()
-    out.samples = _identity(headers, group.gpu_ids, group.times)
-    tenant, workload = holders.at(group.gpu_ids, group.times)
-    out.samples |= {"tenant": tenant.reshape(-1), "workload": workload.reshape(-1), "dt_ms": dt}
     # An enumeration with a value outside it could never be read back.
     kind = fast["energy_kind"].astype(np.uint8)
     kind[kind > ENERGY_TRAPEZOID] = ENERGY_NONE
-    out.samples |= {"flags": fast["flags"], "energy_kind": kind}
-    out.samples |= _known(fast, layout.fast, FAST, ticks * gpus * count)
-    present = dt > 0
-    rows = _in_order(group.gpu_ids, ticks)
+    values = {"dt_ms": dt, "flags": fast["flags"], "energy_kind": kind}
+    values |= _known(fast, layout.fast, FAST, ticks * gpus * count)
+    out = Decoded(samples=_in_order(group, values, holders))
+    present = (dt > 0).reshape(count, ticks, gpus)
     if not present.all():
-        rows = rows[present[rows]]
-    out.samples = {name: column.take(rows) for name, column in out.samples.items()}
-    heard: NDArray[np.bool_] = np.any(present.reshape(count, ticks, gpus), axis=1)
+        there = out.samples["dt_ms"] > 0
+        out.samples = {name: column[there] for name, column in out.samples.items()}
+    heard: NDArray[np.bool_] = np.any(present, axis=1)
     known = _known(slow, layout.slow, SLOW, gpus * count)
     out.health = _decode_health(group, known, heard, worth)
     if group.slices:
-        out.slices = _decode_slices(group, at, layout, present.reshape(count, ticks, gpus))
+        out.slices = _decode_slices(group, at, layout, present)
     return out
 
 
-def _in_order(gpu_ids: NDArray[np.uint64], ticks: int) -> NDArray[np.intp]:
-    """Rows (message, tick, GPU) in the order of the table: by GPU, then by time.
+def _in_order(group: _Group, values: Columns, holders: Holders) -> Columns:
+    """Columns of (message, tick, GPU) in the order of the table, with who, when and whose.
 
-    The engine looks whether a block is in order before it sorts: to sort whole ticks of a GPU here
-    costs a quarter of what it costs to sort rows and every column there.
+    By GPU, then by time: the engine looks whether a block is in order before it sorts, and to sort
+    whole ticks of a GPU here costs a quarter of what it costs to sort rows and every column there.
+    GPUs in order are also found among their holders' at a third of the cost.
     """
-    gpus = gpu_ids.shape[1]
-    order = np.argsort(gpu_ids.reshape(-1), kind="stable")
-    first = order + order // gpus * (ticks - 1) * gpus
-    rows: NDArray[np.intp] = first[:, None] + np.arange(ticks) * gpus
-    return rows.reshape(-1)
+    ticks, gpus = group.ticks, group.gpus
+    order = np.argsort(group.gpu_ids.reshape(-1), kind="stable")
+    message, ids = order // gpus, group.gpu_ids.reshape(-1)[order]
+    times = group.times[message]
+    tenant, workload = holders.at(ids[:, None], times)
+    rows = ((order + message * ((ticks - 1) * gpus))[:, None] + np.arange(ticks) * gpus).reshape(-1)
+    return (
+        _identity(group.headers, message, ids, times)
+        | {"tenant": tenant.reshape(-1), "workload": workload.reshape(-1)}
+        | {name: column.take(rows) for name, column in values.items()}
+    )
 
 
 def _decode_health(
@@ -263,25 +266,22 @@ def _decode_health(
         news += [headers[name][:, None] for name in _EPOCHS]
         heard = heard & worth(headers, digests(news))[:, None]
     message, gpu = np.nonzero(heard)
-    columns = _identity(
-        headers[message], group.gpu_ids[message, gpu, None], group.times[message, :1]
-    )
+    columns = _identity(headers, message, group.gpu_ids[message, gpu], group.times[message, :1])
     columns |= {name: headers[name][message] for name in _EPOCHS}
     return columns | {name: values[message * gpus + gpu] for name, values in slow.items()}
 
 
 def _identity(
-    headers: NDArray[np.void], gpu_ids: NDArray[np.uint64], times: NDArray[np.int64]
+    headers: NDArray[np.void],
+    message: NDArray[np.intp],
+    gpu_ids: NDArray[np.uint64],
+    times: NDArray[np.int64],
 ) -> Columns:
-    """Who, when and in which message, for every row (message, tick, GPU)."""
-    count, ticks, gpus = len(headers), times.shape[1], gpu_ids.shape[1]
-    shape = (count, ticks, gpus)
-    columns: Columns = {
-        "gpu": np.broadcast_to(gpu_ids[:, None, :], shape).reshape(-1),
-        "ts": np.broadcast_to(times[:, :, None], shape).reshape(-1),
-    }
+    """Who, when and in which message, for rows (GPU of a message, tick): `times` is (GPUs, ticks)."""
+    ticks = times.shape[1]
+    columns: Columns = {"gpu": np.repeat(gpu_ids, ticks), "ts": times.reshape(-1)}
     for name in ("node", "site", "stream", "seq"):
-        columns[name] = np.repeat(headers[name], ticks * gpus)
+        columns[name] = np.repeat(headers[name][message], ticks)
     return columns
 
 
@@ -351,11 +351,16 @@ def _decode_slices(group: _Group, at: int, layout: Layout, present: NDArray[np.b
     ids = group.matrix[:, at:end].reshape(count, len(INSTANCE), slices)
     columns, _ = _columns(group.matrix, end, layout.slices, ticks * slices)
     position = np.minimum(ids[:, 0], group.gpus - 1).astype(np.intp)
-    out = _identity(group.headers, np.take_along_axis(group.gpu_ids, position, axis=1), group.times)
+    message = np.repeat(np.arange(count), slices)
+    gpu_ids = np.take_along_axis(group.gpu_ids, position, axis=1).reshape(-1)
+    out = _identity(group.headers, message, gpu_ids, group.times[message])
     for name, which in (("gi", 1), ("ci", 2)):
-        shape = (count, ticks, slices)
-        out[name] = np.broadcast_to(ids[:, which][:, None, :], shape).reshape(-1)
-    out |= _known(columns, layout.slices, SLICE, ticks * slices * count)
+        out[name] = np.repeat(ids[:, which].reshape(-1), ticks)
     there = np.take_along_axis(present, position[:, None, :], axis=2)
-    exists = (there & (ids[:, 0] < group.gpus)[:, None, :]).reshape(-1)
-    return out if exists.all() else {name: column[exists] for name, column in out.items()}
+    exists = (there & (ids[:, 0] < group.gpus)[:, None, :]).swapaxes(1, 2).reshape(-1)
+    rows = np.arange(count * ticks * slices).reshape(count, ticks, slices).swapaxes(1, 2)
+    rows = rows.reshape(-1)[exists]
+    known = _known(columns, layout.slices, SLICE, ticks * slices * count)
+    return {name: column[exists] for name, column in out.items()} | {
+        name: column.take(rows) for name, column in known.items()
+    }
