@@ -78,12 +78,12 @@ class Layout:
 
     def size(self, ticks: int, gpus: int, slices: int) -> int:
         """Bytes of a message of this shape."""
-        wide = _row_bytes(self.fast) * ticks * gpus + _row_bytes(self.slow) * gpus
+        wide = row_bytes(self.fast) * ticks * gpus + row_bytes(self.slow) * gpus
         return (
             HEADER.size
             + 8 * gpus
             + wide
-            + (len(INSTANCE) + _row_bytes(self.slices) * ticks) * slices
+            + (len(INSTANCE) + row_bytes(self.slices) * ticks) * slices
         )
 
 
@@ -125,7 +125,8 @@ def _parse_column(text: str) -> Column:
     return Column(name, storage, int(decimals), like)
 
 
-def _row_bytes(columns: Sequence[Column]) -> int:
+def row_bytes(columns: Sequence[Column]) -> int:
+    """Bytes of a value in each of these columns."""
     return sum(WIDTH[c.storage] for c in columns)
 
 
