@@ -48,34 +48,34 @@ def batches(fetched: bytes) -> Iterator[Batch]:
 
     Raises CorruptRecordError.
     """
-    at, end = 0, len(fetched)
+    whole = memoryview(fetched)
+    at, end = 0, len(whole)
     while end - at >= _FRAME.size:
-        base, length = _FRAME.unpack_from(fetched, at)
+        base, length = _FRAME.unpack_from(whole, at)
         upto = at + _FRAME.size + length
         if upto > end:
             return
         if length < _HEADER.size:
             raise CorruptRecordError(f"batch at offset {base}: only {length} bytes")
-        yield _batch(base, bytes(fetched[at:upto]))
+        yield _batch(base, whole[at:upto])
         at = upto
 
 
-def _batch(base: int, raw: bytes) -> Batch:
+def _batch(base: int, raw: memoryview) -> Batch:
     epoch, magic, checksum, attributes, last, first_ms, newest_ms, _, _, _, count = (
         _HEADER.unpack_from(raw, _FRAME.size)
     )
     if magic != _MAGIC:
         raise CorruptRecordError(f"batch at offset {base}: message format {magic}, not {_MAGIC}")
-    if crc32c(memoryview(raw)[_CHECKED_FROM:]) != checksum:
+    if crc32c(raw[_CHECKED_FROM:]) != checksum:
         raise CorruptRecordError(f"batch at offset {base}: the checksum does not fit")
     if attributes & _CONTROL:
         return Batch(base + last + 1, epoch, [])
-    body = raw[_BODY_FROM:]
     try:
-        if codec := attributes & _CODEC:
-            body = _CODECS[codec](body)
+        codec = attributes & _CODEC
+        body = _CODECS[codec](raw[_BODY_FROM:]) if codec else bytes(raw[_BODY_FROM:])
         at_ms = newest_ms if attributes & _APPEND_TIME else None
-        records = list(_records(body, count, base, first_ms, at_ms))
+        records = _records(body, count, base, first_ms, at_ms)
     except _DAMAGED as error:
         raise CorruptRecordError(f"batch at offset {base}: {error}") from error
     return Batch(base + last + 1, epoch, records)
@@ -83,7 +83,8 @@ def _batch(base: int, raw: bytes) -> Batch:
 
 def _records(
     body: bytes, count: int, base: int, first_ms: int, at_ms: int | None
-) -> Iterator[LogRecord]:
+) -> list[LogRecord]:
+    out = []
     at = 0
     for _ in range(count):
         length, at = _varint(body, at)
@@ -98,14 +99,19 @@ def _records(
         if not at + max(0, size) < end <= len(body):  # headers follow, at least their number
             raise ValueError(f"a record of {length} bytes does not fit")
         at = end
-        yield LogRecord(base + delta, first_ms + since_ms if at_ms is None else at_ms, key, value)
+        out.append(
+            LogRecord(base + delta, first_ms + since_ms if at_ms is None else at_ms, key, value)
+        )
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes after the last record")
+    return out
 
 
 def _varint(body: bytes, at: int) -> tuple[int, int]:
     """A zigzag varint, and where it ends."""
     byte = body[at]
+    if byte < 128:  # noqa: PLR2004
+        return (byte >> 1) ^ -(byte & 1), at + 1
     value = byte & 127
     shift = 7
     while byte > 127:

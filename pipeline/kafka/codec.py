@@ -35,7 +35,7 @@ def compress(payload: bytes) -> bytes:
 
 def decompress(payload: bytes) -> bytes:
     """The content of a batch, of whichever client. Raises CorruptRecordError."""
-    packed = bytes(payload)
+    packed = payload
     try:
         size = zstandard.frame_content_size(packed)
         if 0 <= size <= MAX_UNPACKED_BYTES:
