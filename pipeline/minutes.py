@@ -111,7 +111,8 @@ def fill_statement(
     """The INSERT that computes the minutes of [from_ms, until_ms) for GPUs in [low, high).
 
     `fuller`: only those of which not more time is there already. That costs a look at all minutes
-    of the day.
+    of the day. One thread: with two, each has every GPU in a table of its own, and to merge those
+    costs as much as all the rest.
     """
     names = [c.name for c in schema.rollup_columns("gpu_minutes")]
     span = (
@@ -136,7 +137,8 @@ LEFT JOIN
         argMin(s.energy_counter_j, s.ts) AS counter_first,
         argMax(s.energy_counter_j, s.ts) AS counter_last
     FROM gpu_health AS s WHERE {span} GROUP BY gpu, minute
-) AS h ON m.gpu = h.gpu AND m.minute = h.minute{_not_fuller(span) if fuller else ""}"""  # noqa: S608
+) AS h ON m.gpu = h.gpu AND m.minute = h.minute{_not_fuller(span) if fuller else ""}
+SETTINGS max_threads = 1"""  # noqa: S608
 
 
 def _not_fuller(span: str) -> str:
