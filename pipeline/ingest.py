@@ -301,6 +301,9 @@ class Ingest:
         seen = self._memory(partition)
         streams = checked.headers["stream"].tolist()
         seqs = checked.headers["seq"].tolist()
+        alike = len(set(zip(streams, seqs, strict=True))) < len(seqs)
+        if partition.topic != BACKFILL and not alike and seen.all_new(streams, seqs):
+            return Batch.of_samples(partition, records, checked, ())
         verdicts = [seen.judge(s, n) for s, n in zip(streams, seqs, strict=True)]
         if partition.topic == BACKFILL:  # another reader may have had it on the live lane
             verdicts = ["doubtful" if v == "new" else v for v in verdicts]

@@ -1,5 +1,6 @@
 """Which messages of a stream were seen: a bounded set of ranges, since order may break."""
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 Verdict = Literal["new", "known", "doubtful"]
@@ -32,6 +33,15 @@ class Seen:
         if seq >= ranges[-1][1]:
             return "new"
         return "known" if any(low <= seq < high for low, high in ranges) else "doubtful"
+
+    def all_new(self, streams: Sequence[int], seqs: Sequence[int]) -> bool:
+        """Whether memory alone can say of all these messages that they are new."""
+        known = self._streams.get
+        for stream, seq in zip(streams, seqs, strict=True):
+            ranges = known(stream)
+            if ranges is None or seq < ranges[-1][1]:
+                return False
+        return True
 
     def add(self, stream: int, seq: int) -> int:
         """Remember a message; returns how many numbers it leaves newly missing below itself."""

@@ -64,14 +64,17 @@ class Batch:
         dropped: tuple[int, ...],
     ) -> "Batch":
         """A batch of messages that carry samples, less those that were seen before."""
-        gone = set(dropped)
-        kept = [k for k, i in enumerate(checked.positions) if records[i].offset not in gone]
+        good, headers = [records[i] for i in checked.positions], checked.headers
+        if dropped:
+            gone = set(dropped)
+            kept = [k for k, record in enumerate(good) if record.offset not in gone]
+            good, headers = [good[k] for k in kept], headers[kept]
         return cls(
             partition,
             records,
             dropped,
-            good=[records[checked.positions[k]] for k in kept],
-            headers=checked.headers[kept],
+            good=good,
+            headers=headers,
             rejects=[(records[i], reason) for i, reason in checked.rejects if i < len(records)],
         )
 

@@ -53,7 +53,7 @@ def consumer_options(kafka: Kafka, client_id: str) -> Options:
         "max_poll_interval_ms": MAX_POLL_INTERVAL_MS,
         "max_poll_records": MAX_POLL_RECORDS,
         "fetch_min_bytes": 1 << 20,
-        "fetch_max_wait_ms": 250,
+        "fetch_max_wait_ms": 150,
         "max_partition_fetch_bytes": 4 << 20,
         "fetch_max_bytes": 16 << 20,
         "receive_buffer_bytes": 1 << 20,
