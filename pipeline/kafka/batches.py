@@ -110,7 +110,7 @@ def _records(
 def _varint(body: bytes, at: int) -> tuple[int, int]:
     """A zigzag varint, and where it ends."""
     byte = body[at]
-    if byte < 128:  # noqa: PLR2004
+    if byte < 128:
         return (byte >> 1) ^ -(byte & 1), at + 1
     value = byte & 127
     shift = 7
