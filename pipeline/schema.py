@@ -163,23 +163,28 @@ def _delta(metric: Metric) -> RollupColumn:
 
 
 def _gauge(metric: Metric, *, extremes: bool) -> list[RollupColumn]:
+    """A mean's two sums, and extremes; every row stands for some time, so that none means no row."""
     name, kind = metric.name, column_type(metric)
     good = f"NOT ({_missing(metric)})"
     if metric.unit == "w":
         good += f" AND bitAnd(s.flags, {BAD_POWER}) = 0"
-    # By the name, not the code: of nothing but NULL the extreme is NULL.
-    functions = {f: f"{f}If(s.{name}, {good})" for f in ("min", "max")}
     total = f"sumIf(toInt64({_integer(metric)}) * s.dt_ms, {good})"
     wide = "Int64"
     if metric.decimals:
         wide = f"Decimal(38, {metric.decimals})"
         total = f"toDecimal128({total}, {metric.decimals}) / {metric.scale}"
+    time = f"sumIf(s.dt_ms, {good})"
     out = [
         RollupColumn(f"{name}_ms", "sum", wide, total),
-        RollupColumn(f"{name}_dt_ms", "sum", "UInt64", f"sumIf(s.dt_ms, {good})"),
+        RollupColumn(f"{name}_dt_ms", "sum", "UInt64", time),
     ]
-    if extremes:
-        out += [RollupColumn(f"{name}_{f}", f, kind, text) for f, text in functions.items()]
+    for function in ("min", "max") if extremes else ():
+        # Of integers, NULL only where a group has none: half the cost of NULL in every row.
+        found = f"{function}If({_integer(metric)}, {good})"
+        if metric.decimals:
+            found = f"reinterpret({found}, '{_plain_type(metric)}')"
+        text = f"if({time} = 0, NULL, {found})"
+        out.append(RollupColumn(f"{name}_{function}", function, kind, text))
     return out
 
 

@@ -66,6 +66,29 @@ def sums(store: Store, table: str, site: int, by: str) -> dict[int, tuple[int, .
     return {row[0]: tuple(int(v) for v in row[1:]) for row in found}
 
 
+def extremes(store: Store, table: str, site: int, by: str) -> dict[int, tuple[int | None, ...]]:
+    """(least, most power in 0.1 W) by tenant or GPU."""
+    found = store.query(
+        f"SELECT {by}, toInt64(min(power_w_min) * 10), toInt64(max(power_w_max) * 10),"
+        f" countIf(isNull(power_w_min) != isNull(power_w_max)), count(temp_gpu_c_min),"
+        f" max(temp_gpu_c_max) FROM {table} WHERE site = {{site:UInt64}} GROUP BY {by}",
+        {"site": site},
+    ).rows
+    # No row reports a temperature: neither has any minute one.
+    assert all(row[3:] == (0, 0, None) for row in found)
+    return {row[0]: tuple(row[1:3]) for row in found}
+
+
+def expected_extremes(some, by: int, site: int) -> dict[int, tuple[int | None, ...]]:
+    out: dict[int, list[int]] = {}
+    for r in some:
+        _, _, _, power, _, flags, _ = r
+        of = out.setdefault(site * 10 + r[0] if by == 0 else r[by], [])
+        if power != NULL_POWER and not flags & BAD_POWER:
+            of.append(power)
+    return {key: (min(of), max(of)) if of else (None, None) for key, of in out.items()}
+
+
 def expected(some, by: int, site: int) -> dict[int, tuple[int, ...]]:
     out: dict[int, list[int]] = {}
     for r in some:
@@ -86,14 +109,16 @@ def expected(some, by: int, site: int) -> dict[int, tuple[int, ...]]:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_every_rollup_has_the_sums_of_the_rows(store, some):
-    """Energy, power x time, time, held time and number, to the last integer, per tenant and GPU."""
+    """Energy, power x time, time, held time, number and extremes, exactly, per tenant and GPU."""
     site = next(sites)
     insert(store, site, some)
     by_tenant = expected(some, 6, site)
     assert sums(store, "power_seconds", site, "tenant") == by_tenant
     assert sums(store, "tenant_minutes", site, "tenant") == by_tenant
+    assert extremes(store, "tenant_minutes", site, "tenant") == expected_extremes(some, 6, site)
     store.command(fill_statement(BEGIN_MS, BEGIN_MS + HOUR_MS, 10 * site, 10 * site + 10, 1))
     assert sums(store, "gpu_minutes FINAL", site, "gpu") == expected(some, 0, site)
+    assert extremes(store, "gpu_minutes FINAL", site, "gpu") == expected_extremes(some, 0, site)
 
 
 @given(st.lists(row, min_size=1, max_size=12, unique_by=lambda r: (r[0], r[1])))
