@@ -40,7 +40,7 @@ FULL: Final = Plan(nodes=27_500, live_s=45, drain_s=20, hour_nodes=150)
 """So many nodes that their hour is above 64 MiB: there it becomes ZSTD in place of LZ4."""
 QUICK: Final = Plan(nodes=6_875, live_s=8, drain_s=10, hour_nodes=5)
 _HOUR_S: Final = 3600
-_QUIET_LOOKS: Final = 3
+_QUIET_LOOKS: Final = 2
 _LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
 
 
@@ -108,7 +108,7 @@ def _live(data: Path, broker: Broker, plan: Plan) -> _Live:
     with rig.pipeline(data, broker) as pipeline:
         before, begun_s = rig.cpu_s(pipeline.pid), time.monotonic()
         sent = rig.send(broker.bootstrap, plan.nodes, plan.live_s, "live")
-        rig.drained(data, sent.rows)
+        rig.drained(pipeline, sent.rows)
         cpu_s = rig.cpu_s(pipeline.pid) - before
         cores = cpu_s / (time.monotonic() - begun_s)
     rig.say("proving, and merging once")
@@ -131,7 +131,7 @@ def _drain(data: Path, broker: Broker, rows: int) -> _Drained:
     """From a ready process, before it has its partitions, to the last row; its CPU with merges."""
     with rig.pipeline(data, broker, settle_s=0) as pipeline:
         begun_s, before = time.time(), rig.cpu_s(pipeline.pid)
-        rig.drained(data, rows)
+        rig.drained(pipeline, rows)
         newest = rig.ask(
             data, "SELECT toUnixTimestamp64Milli(max(at)) FROM ingest_log WHERE rows > 0"
         )
@@ -158,9 +158,9 @@ class _Hour:
 
 def _hour(data: Path, broker: Broker, plan: Plan) -> _Hour:
     """Bytes of all tables per row of gpu_samples, merged."""
-    with rig.pipeline(data, broker, settle_s=0):
+    with rig.pipeline(data, broker, settle_s=0) as pipeline:
         rows = rig.send(broker.bootstrap, plan.hour_nodes, _HOUR_S, "hour").rows
-        rig.drained(data, rows)
+        rig.drained(pipeline, rows)
     with _opened(data) as store:
         for table in (
             "gpu_samples", "gpu_health", "power_seconds", "tenant_minutes", "gpu_minutes",

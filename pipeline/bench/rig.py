@@ -3,16 +3,18 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploy.broker import Broker
+from deploy.broker import Broker, free_port
 from pipeline.errors import Refuse
 from pipeline.store import Store
 
@@ -20,24 +22,52 @@ _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 # An agent's batch holds one message. Live, the broker would need a core for it that is not here.
 _PER_BATCH: Final = {"live": 20, "preload": 1, "hour": 1}
 _WAIT_S: Final = 120.0
-_LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
+_LOOK_EVERY_S: Final = 1.0
+_ROWS: Final = re.compile(r"^megawatch_pipeline_rows_total (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A `megawatch pipeline` as a process; it is asked how far it is where that costs it least."""
+
+    process: "subprocess.Popen[bytes]"
+    listen: str
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    def is_ready(self) -> bool:
+        """Whether it answers; it reads the log from then on."""
+        with contextlib.suppress(OSError):
+            self.rows()
+            return True
+        return False
+
+    def rows(self) -> int:
+        """Rows that it has inserted."""
+        with urllib.request.urlopen(f"http://{self.listen}/metrics", timeout=10) as answer:
+            found = _ROWS.search(answer.read().decode())
+        assert found is not None
+        return int(float(found[1]))
 
 
 @contextlib.contextmanager
-def pipeline(
-    data: Path, broker: Broker, settle_s: float = 5.0
-) -> Iterator["subprocess.Popen[bytes]"]:
+def pipeline(data: Path, broker: Broker, settle_s: float = 5.0) -> Iterator[Pipeline]:
     """A real `megawatch pipeline` at this broker, ready, stopped by SIGTERM."""
     command = [sys.executable, "-m", "megawatch", "pipeline", "--data", str(data)]
+    listen = f"127.0.0.1:{free_port()}"
     variables = os.environ | {
         "MEGAWATCH_KAFKA__BOOTSTRAP": broker.bootstrap,
-        "MEGAWATCH_PIPELINE__LISTEN": "127.0.0.1:0",
+        "MEGAWATCH_PIPELINE__LISTEN": listen,
     }
     process = subprocess.Popen(command, env=variables)
+    made = Pipeline(process, listen)
     try:
-        _until((data / "megawatch.sock").exists, process, "the pipeline did not start")
+        _until(made.is_ready, process, "the pipeline did not start")
         time.sleep(settle_s)  # the group's first assignment takes its time
-        yield process
+        yield made
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -99,16 +129,14 @@ def send(bootstrap: str, nodes: int, seconds: int, mode: str) -> Sent:
         return sending.wait()
 
 
-def drained(data: Path, rows: int) -> None:
-    """Wait until the store has so many rows, asking its owner."""
+def drained(pipeline: Pipeline, rows: int) -> None:
+    """Wait until the pipeline has inserted so many rows."""
     until_s = time.monotonic() + _WAIT_S
-    found = -1
-    while found < rows:
+    while (found := pipeline.rows()) < rows:
         if time.monotonic() > until_s:
             raise Refuse(f"only {found:,} of {rows:,} rows arrived within {_WAIT_S:.0f} s")
-        time.sleep(_LOOK_EVERY_S)
-        found = int(ask(data, "SELECT sum(rows) FROM power_seconds"))
         say(f"  {found:,} of {rows:,} rows", again=True)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def proved(store: Store, sent: int) -> dict[str, Any]:

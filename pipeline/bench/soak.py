@@ -56,7 +56,7 @@ def soak(folder: Path, nodes: int, seconds: int) -> dict[str, object]:
             with rig.fleet(broker.bootstrap, nodes, seconds, "live") as fleet:
                 looks = list(_watch(fleet, pipeline.pid, data))
                 sent = fleet.wait()
-            rig.drained(data, sent.rows)
+            rig.drained(pipeline, sent.rows)
             cpu_s, wall_s = rig.cpu_s(pipeline.pid) - before, time.monotonic() - begun_s
         broker_cores = broker.cpu_s() / wall_s
     rig.say("proving")
