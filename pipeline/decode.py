@@ -258,10 +258,11 @@ def _decode_health(
         news.append(_words(group.matrix, at, layout.slow, gpus))
         heard = heard & worth(headers, digests(news))[:, None]
     told = np.flatnonzero(heard.any(axis=1))
-    records = _records(group.matrix[told], at, layout.slow, 1, gpus)
-    message, gpu = np.nonzero(heard[told])
-    columns = _columns(records[message * gpus + gpu], layout.slow, 1)
-    message = told[message]
+    block = group.matrix[:, at : at + row_bytes(layout.slow) * gpus].take(told, axis=0)
+    records = _records(block, 0, layout.slow, 1, gpus)
+    rows = np.flatnonzero(heard[told])
+    columns = _columns(records.take(rows, axis=0), layout.slow, 1)
+    message, gpu = told[rows // gpus], rows % gpus
     out = _identity(headers, message, group.gpu_ids[message, gpu], group.times[message, :1])
     out |= {name: headers[name][message] for name in _EPOCHS}
     return out | _known(columns, layout.slow, SLOW, len(message))

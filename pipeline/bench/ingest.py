@@ -38,7 +38,7 @@ class Plan:
 
 FULL: Final = Plan(nodes=27_500, live_s=45, drain_s=20, hour_nodes=150)
 """So many nodes that their hour is above 64 MiB: there it becomes ZSTD in place of LZ4."""
-QUICK: Final = Plan(nodes=6_875, live_s=8, drain_s=10, hour_nodes=5)
+QUICK: Final = Plan(nodes=6_875, live_s=8, drain_s=24, hour_nodes=5)
 _HOUR_S: Final = 3600
 _QUIET_LOOKS: Final = 2
 _LOOK_EVERY_S: Final = 2.0  # a look costs the pipeline some 30 ms of its own time
