@@ -92,12 +92,7 @@ class Ingest:
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish the insert in flight, then forget everything about these."""
         if self._flying and self._flying[0].partition in partitions:
-            try:
-                self._land(wait=True)
-            except Retry as error:
-                # The intent stands in the commit: whoever comes next repeats the insert.
-                _log.warning("giving up %s: %s", self._flying[0].token, error)
-                self._flying = None
+            self.finish()
         for partition in partitions:
             self._queues.pop(partition, None)
             self._seen.pop(partition.number, None)
@@ -106,7 +101,7 @@ class Ingest:
     # -- the loop ------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event) -> None:
-        """Until told to stop; what is in flight is finished first."""
+        """Until told to stop; what is then in flight is left to `finish`."""
         failures = 0
         while not stop.is_set():
             try:
@@ -117,10 +112,6 @@ class Ingest:
                 self.totals.retries += 1
                 self.clock.wait(stop, _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1
-        try:
-            self._land(wait=True)
-        except Retry as error:
-            _log.warning("stopping with an insert to be repeated: %s", error)
 
     def drain(self, timeout_s: float) -> bool:
         """Go on until the log is empty and everything is in the store; False if time ran out."""
@@ -133,13 +124,27 @@ class Ingest:
             self._hurry()
         return False
 
-    def close(self) -> None:
-        """Finish what is in flight and leave."""
+    def finish(self) -> None:
+        """End the insert in flight, or give it up; its partition may not be planned for after that.
+
+        Given up, its intent stands in the commit: whoever comes next repeats it. One try is enough,
+        since without a broker each takes as long as a commit may.
+        """
+        if self._flying is None:
+            return
         try:
             self._land(wait=True)
+        except Retry as error:
+            _log.warning("%s is left to be repeated: %s", self._flying[0].token, error)
+            self._flying = None
+
+    def close(self) -> None:
+        """Finish what is in flight and leave."""
+        self.finish()
+        try:
             self._writer.flush_latest()
         except Retry as error:
-            _log.warning("leaving with an insert to be repeated: %s", error)
+            _log.warning("the newest ticks are not shown: %s", error)
         self._pool.shutdown()
         self.log.close()
         self._writer.store.close()

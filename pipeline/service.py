@@ -63,6 +63,7 @@ class Service:
         try:
             if drain_s and self.failed is None:
                 done = self.ingest.drain(drain_s)
+            self.ingest.finish()
             if flush:
                 self.minutes.fill(self.clock.now_ms(), None)
         finally:

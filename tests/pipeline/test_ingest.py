@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.directory import Directory
+from pipeline.errors import Retry
 from pipeline.ingest import Ingest
 from pipeline.ledger import contract_store, contracts
 from pipeline.log import Partition
@@ -335,6 +336,33 @@ def test_a_broken_record_is_a_dead_letter(topics, store):
     reader = run(topics, store)
     assert reader.totals.rejected == 5
     assert one(store, "SELECT count() FROM dead_letters") == 5
+
+
+def test_without_a_broker_an_end_waits_for_it_once(topics, store):
+    """What is in flight then is given up after one commit, and repeated by whoever comes next."""
+
+    class Away(MemoryLog):
+        tries = 0
+
+        def commit(self, marks):
+            if self.tries or any(mark.end is None for mark in marks.values()):
+                self.tries += 1
+                raise Retry("the broker is away, for a test")
+            super().commit(marks)
+
+    topics.add(SAMPLES, message(), T0_MS + 5000)
+    clock = ManualClock(T0_MS + 10_000)
+    reader = Ingest(lambda listener: Away(topics, listener), store, Directory(), Pipeline(), clock)
+    reader.step(0)
+    clock.advance(2)
+    reader.step(0)
+    reader.finish()
+    reader.close()
+    assert reader.log.tries == 1
+    assert topics.marks[SAMPLES].end == 1
+    run(topics, store)
+    assert one(store, "SELECT count() FROM gpu_samples") == 8
+    assert topics.marks[SAMPLES].end is None
 
 
 def test_run_stops_when_told(topics, store):
