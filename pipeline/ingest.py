@@ -307,6 +307,7 @@ class Ingest:
         streams = checked.headers["stream"].tolist()
         seqs = checked.headers["seq"].tolist()
         alike = len(set(zip(streams, seqs, strict=True))) < len(seqs)
+        # Nearly every batch: what follows costs as much as checking the messages.
         if partition.topic != BACKFILL and not alike and seen.all_new(streams, seqs):
             return Batch.of_samples(partition, records, checked, ())
         verdicts = [seen.judge(s, n) for s, n in zip(streams, seqs, strict=True)]
