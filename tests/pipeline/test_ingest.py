@@ -352,13 +352,19 @@ def test_without_a_broker_an_end_waits_for_it_once(topics, store):
 
     topics.add(SAMPLES, message(), T0_MS + 5000)
     clock = ManualClock(T0_MS + 10_000)
-    reader = Ingest(lambda listener: Away(topics, listener), store, Directory(), Pipeline(), clock)
+    logs = []
+
+    def opened(listener):
+        logs.append(Away(topics, listener))
+        return logs[0]
+
+    reader = Ingest(opened, store, Directory(), Pipeline(), clock)
     reader.step(0)
     clock.advance(2)
     reader.step(0)
     reader.finish()
     reader.close()
-    assert reader.log.tries == 1
+    assert logs[0].tries == 1
     assert topics.marks[SAMPLES].end == 1
     run(topics, store)
     assert one(store, "SELECT count() FROM gpu_samples") == 8
