@@ -35,13 +35,12 @@ def compress(payload: bytes) -> bytes:
 
 def decompress(payload: bytes) -> bytes:
     """The content of a batch, of whichever client. Raises CorruptRecordError."""
-    packed = payload
     try:
-        size = zstandard.frame_content_size(packed)
+        size = zstandard.frame_content_size(payload)
         if 0 <= size <= MAX_UNPACKED_BYTES:
-            return _contexts.decompressor.decompress(packed, allow_extra_data=False)
+            return _contexts.decompressor.decompress(payload, allow_extra_data=False)
         # Streaming clients do not know the length when they write the header.
-        with _contexts.decompressor.stream_reader(packed, read_across_frames=True) as reader:
+        with _contexts.decompressor.stream_reader(payload, read_across_frames=True) as reader:
             content = reader.read(MAX_UNPACKED_BYTES + 1)
     except zstandard.ZstdError as error:
         raise CorruptRecordError(f"not zstandard: {error}") from error
